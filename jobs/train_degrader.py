@@ -1,0 +1,14 @@
+"""Train the styleVAE on unpaired sharp and low-resolution faces.
+
+python -m jobs.train_degrader --hr faces/hr --lr faces/lr --output outputs/stylevae
+python -m jobs.train_degrader --hr s3://b/hr --lr s3://b/lr --output s3://b/stylevae --workers 8
+"""
+
+import sys
+
+from facelab.job import main
+from facelab.training.degrader import TrainDegraderConfig
+from facelab.training.job import train_and_register, training_plan
+
+if __name__ == "__main__":
+    sys.exit(main("train_degrader", TrainDegraderConfig, train_and_register, training_plan))

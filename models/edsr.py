@@ -1,0 +1,63 @@
+"""EDSR: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution" (arXiv 1707.02921)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from models.upsampler import PixelShuffleUpsampler
+
+# (residual blocks, channels, residual scaling); counts at x4: 1,517,571 and 43,089,923 (EDSR-PyTorch option.py).
+# "mini" is ours, for machines where the published sizes take days; it is reported under its own name.
+_SIZES = {"mini": (4, 32, 1.0), "baseline": (16, 64, 1.0), "full": (32, 256, 0.1)}
+_DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB mean of the paper's training set, in [0, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDSRConfig:
+    """Which of the published sizes."""
+
+    size: Literal["mini", "baseline", "full"] = "baseline"
+    """baseline: 16 blocks x 64; full: 32 blocks x 256, residuals scaled by 0.1; mini (ours): 4 blocks x 32."""
+
+    def __post_init__(self):
+        if self.size not in _SIZES:
+            raise ValueError(f"edsr.size must be one of {', '.join(_SIZES)}, not {self.size!r}")
+
+
+class _ResidualBlock(nn.Module):
+    """No batch norm: conv - ReLU - conv, scaled, plus the input."""
+
+    def __init__(self, channels: int, residual_scale: float):
+        super().__init__()
+        self.residual_scale = residual_scale
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.residual_scale * self.second(torch.relu(self.first(x)))
+
+
+class EDSR(nn.Module):
+    """(B, 3, h, w) -> (B, 3, scale·h, scale·w), both in [-1, 1]."""
+
+    Config = EDSRConfig
+    mean: torch.Tensor
+
+    def __init__(self, scale: int = 4, **options):
+        super().__init__()
+        self.scale, self.config = scale, self.Config(**options)
+        blocks, channels, residual_scale = _SIZES[self.config.size]
+        self.register_buffer("mean", torch.tensor(_DIV2K_MEAN)[:, None, None] * 2 - 1, persistent=False)
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.body = nn.Sequential(
+            *(_ResidualBlock(channels, residual_scale) for _ in range(blocks)),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+        self.upsampler = PixelShuffleUpsampler(scale, channels)
+        self.tail = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, lr: torch.Tensor) -> torch.Tensor:
+        features = self.head(lr - self.mean)
+        return self.tail(self.upsampler(features + self.body(features))) + self.mean

@@ -1,0 +1,61 @@
+"""The losses of § 3.1, one function an equation. The mutual information of Eq. 5 is in mutual_information.py."""
+
+import torch
+
+
+def kl_divergence(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL(N(mu, exp(logvar)) ‖ N(0, I)): sum over dimensions, mean over the batch, in nats (Eq. 1).
+
+    The printed sign is wrong (paper-notes, errata): this is −1/2 Σ(1 + log σ² − μ² − σ²), ≥ 0, and 0 only at the prior.
+
+    Args:
+        mu, logvar: (B, M).
+    """
+    mu, logvar = _at_least_float32(mu), _at_least_float32(logvar)
+    return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(dim=1).mean()
+
+
+def gram_matrix(features: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, C, C): F·Fᵀ / (C·H·W), the channel correlations of the style loss (Eq. 4)."""
+    batch, channels, height, width = features.shape
+    flat = _at_least_float32(features).flatten(2)  # (B, C, H·W)
+    return flat @ flat.transpose(1, 2) / (channels * height * width)
+
+
+def content_loss(generated: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> torch.Tensor:
+    """L_c: squared distance of the features of y_LR and of the resized x_HR (Eq. 3).
+
+    Features are expected divided by their layer's stored RMS; squared differences are averaged over the elements
+    and over the layers, not summed, so that α keeps its meaning at every size (paper-notes, "norms in Eq. 3–4").
+
+    Args:
+        generated, target: layer name -> (B, C, H, W), the same layers.
+    """
+    return _mean_square_over_layers(generated, target)
+
+
+def style_loss(generated: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> torch.Tensor:
+    """L_s: squared distance of the Gram matrices of y_LR and x_LR, with equal w_i (Eq. 4).
+
+    With unit-RMS features the mean diagonal of `gram_matrix` is 1/C; the matrices are multiplied by C here so that
+    a layer counts the same whatever its width. Averaged over elements and layers, as in content_loss.
+
+    Args:
+        generated, target: layer name -> (B, C, H, W); sizes may differ, channels not.
+    """
+
+    def grams(features: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {layer: f.shape[1] * gram_matrix(f) for layer, f in features.items()}
+
+    return _mean_square_over_layers(grams(generated), grams(target))
+
+
+def _mean_square_over_layers(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> torch.Tensor:
+    if a.keys() != b.keys():
+        raise ValueError(f"layers differ: {sorted(a)} and {sorted(b)}")
+    return torch.stack([(_at_least_float32(a[k]) - _at_least_float32(b[k])).square().mean() for k in a]).mean()
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """exp, Gram and squares overflow or lose all digits in half precision."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,55 @@
+"""Mutual information between real and generated LR: the Donsker–Varadhan bound of MINE (Belghazi et al., arXiv 1801.04062)."""
+
+import math
+
+import torch
+from torch import nn
+
+
+def donsker_varadhan(joint_scores: torch.Tensor, marginal_scores: torch.Tensor) -> torch.Tensor:
+    """E_joint[T] − log E_marginal[exp T], a lower bound of the mutual information in nats (Eq. 5).
+
+    The second expectation runs over p(x_LR) ⊗ p(y_LR); the printed p(x_HR) is an erratum. The bound is *maximised*:
+    the total loss takes −λ3 times it. An estimate from N pairs means little above log N.
+
+    Args:
+        joint_scores: (N,) scores T(x_LR, y_LR) of matching pairs.
+        marginal_scores: (N,) scores of pairs shuffled by a derangement.
+    """
+    joint, marginal = (s if s.dtype == torch.float64 else s.float() for s in (joint_scores, marginal_scores))
+    return joint.mean() - (torch.logsumexp(marginal, dim=0) - math.log(marginal.numel()))
+
+
+def derangement(count: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    """A permutation of 0..count-1 without fixed point (a random cyclic order), so that no true pair leaks into the
+    marginal."""
+    if count < 2:
+        raise ValueError("the mutual information needs at least 2 images in a batch")
+    order = torch.randperm(count, generator=generator)
+    shuffled = torch.empty_like(order)
+    shuffled[order] = order.roll(1)
+    return shuffled
+
+
+class StatisticsNetwork(nn.Module):
+    """T_θ of Eq. 5 (the paper's "static" network is MINE's *statistics* network): image pairs -> scores.
+
+    (B, 3, h, w) and (B, 3, h, w) in [-1, 1] -> (B,).
+    """
+
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(6, channels, 3, stride=2, padding=1),
+            nn.ELU(),
+            nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
+            nn.ELU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(8 * channels, 100),
+            nn.ELU(),
+            nn.Linear(100, 1),
+        )
+
+    def forward(self, real_lr: torch.Tensor, generated_lr: torch.Tensor) -> torch.Tensor:
+        return self.layers(torch.cat([real_lr, generated_lr], dim=1)).squeeze(1)

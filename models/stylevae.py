@@ -1,0 +1,158 @@
+"""styleVAE (§ 3.1): turns a sharp face into a low-resolution one with the nuisances of a real low-resolution face."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models.adain import adaptive_instance_norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class StyleVAEConfig:
+    """Size and ablation switch (Table 3). The paper gives no sizes; these are ours."""
+
+    style_dim: int = 32
+    """M, the dimension of the style code z."""
+    channels: int = 64
+    """Width of the generator's blocks and of the content code."""
+    blocks: int = 4
+    """Residual blocks of the generator, each followed by AdaIN."""
+    use_adain: bool = True
+    """AdaIN. Off: the style code is tiled and concatenated to the content features, same depth and width."""
+
+    def __post_init__(self):
+        for name in ("style_dim", "channels", "blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"stylevae.{name} must be at least 1, not {getattr(self, name)}")
+
+
+class StyleVAEOutput(NamedTuple):
+    """What the losses need of one pass."""
+
+    generated: torch.Tensor
+    """y_LR, (B, 3, h, w) in [-1, 1]."""
+    mu: torch.Tensor
+    """(B, M)."""
+    logvar: torch.Tensor
+    """(B, M)."""
+
+
+def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    # Zero padding leaves coloured borders, which dominate any feature distance at 16 px.
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="reflect")
+
+
+class StyleEncoder(nn.Module):
+    """E_LR: (B, 3, h, w) -> mean and log-variance of the style code, (B, M) each."""
+
+    def __init__(self, channels: int, style_dim: int):
+        super().__init__()
+        self.layers = nn.Sequential(
+            _conv(3, channels),
+            nn.LeakyReLU(0.2),
+            _conv(channels, channels, stride=2),
+            nn.LeakyReLU(0.2),
+            _conv(channels, 2 * channels, stride=2),
+            nn.LeakyReLU(0.2),
+        )
+        self.head = nn.Linear(4 * channels, 2 * style_dim)
+
+    def forward(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.layers(lr)
+        # Mean and spread over positions: a style has no place in the image.
+        pooled = torch.cat([features.mean(dim=(2, 3)), features.std(dim=(2, 3), correction=0)], dim=1)
+        mu, logvar = self.head(pooled).chunk(2, dim=1)
+        return mu, logvar.clamp(-8, 8)
+
+
+class ContentEncoder(nn.Sequential):
+    """E_HR: (B, 3, H, W) -> content code (B, C, H/scale, W/scale)."""
+
+    def __init__(self, channels: int, scale: int):
+        steps = round(math.log2(scale))
+        if 2**steps != scale:
+            raise ValueError(f"styleVAE needs a scale that is a power of two, not {scale}")
+        widths = [max(channels // 2 ** (steps - i), 8) for i in range(steps)] + [channels]
+        layers: list[nn.Module] = [_conv(3, widths[0]), nn.LeakyReLU(0.2)]
+        for inputs, outputs in zip(widths, widths[1:], strict=False):
+            layers += [_conv(inputs, outputs, stride=2), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, _conv(channels, channels))
+
+
+class StyledBlock(nn.Module):
+    """Residual block followed by AdaIN whose scale and bias are affine in the style code.
+
+    Without AdaIN, the tiled code is concatenated to the block's input instead.
+    """
+
+    def __init__(self, channels: int, style_dim: int, use_adain: bool):
+        super().__init__()
+        self.use_adain = use_adain
+        self.first = _conv(channels if use_adain else channels + style_dim, channels)
+        self.second = _conv(channels, channels)
+        if use_adain:
+            self.affine = nn.Linear(style_dim, 2 * channels)
+            nn.init.zeros_(self.affine.bias)
+
+    def forward(self, x: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        if not self.use_adain:
+            tiled = style[:, :, None, None].expand(-1, -1, *x.shape[2:])
+            return x + self.second(nn.functional.leaky_relu(self.first(torch.cat([x, tiled], dim=1)), 0.2))
+        x = x + self.second(nn.functional.leaky_relu(self.first(x), 0.2))
+        scale, bias = self.affine(style).chunk(2, dim=1)  # (B, C) each
+        return adaptive_instance_norm(x, 1 + scale, bias)
+
+
+class Generator(nn.Module):
+    """G: content code (B, C, h, w) and style code (B, M) -> y_LR (B, 3, h, w) in [-1, 1]."""
+
+    def __init__(self, config: StyleVAEConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            StyledBlock(config.channels, config.style_dim, config.use_adain) for _ in range(config.blocks)
+        )
+        self.to_rgb = _conv(config.channels, 3)
+
+    def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            content = block(content, style)
+        return torch.tanh(self.to_rgb(nn.functional.leaky_relu(content, 0.2)))
+
+
+class StyleVAE(nn.Module):
+    """Two encoders and a generator: `options` are the fields of StyleVAEConfig."""
+
+    Config = StyleVAEConfig
+
+    def __init__(self, scale: int = 4, **options):
+        super().__init__()
+        self.scale, self.config = scale, self.Config(**options)
+        self.style_encoder = StyleEncoder(self.config.channels, self.config.style_dim)
+        self.content_encoder = ContentEncoder(self.config.channels, scale)
+        self.generator = Generator(self.config)
+
+    def encode_style(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """E_LR: real LR (B, 3, h, w) -> mu, logvar of q(z | x_LR), (B, M) each."""
+        return self.style_encoder(lr)
+
+    def encode_content(self, hr: torch.Tensor) -> torch.Tensor:
+        """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale)."""
+        return self.content_encoder(hr)
+
+    def generate(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        """G: content and style codes -> y_LR (B, 3, h, w) in [-1, 1]."""
+        return self.generator(content, style)
+
+    def forward(self, hr: torch.Tensor, lr: torch.Tensor) -> StyleVAEOutput:
+        """Degrade `hr` in the style of the unpaired `lr`; z is drawn with torch's global generator."""
+        mu, logvar = self.encode_style(lr)
+        style = reparameterise(mu, logvar, torch.randn_like(mu))
+        return StyleVAEOutput(self.generate(self.encode_content(hr), style), mu, logvar)
+
+
+def reparameterise(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """z = μ + σ ⊙ ε with ε ~ N(0, I) given as `noise` (§ 3.1)."""
+    return mu + torch.exp(0.5 * logvar) * noise

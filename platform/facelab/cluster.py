@@ -1,0 +1,40 @@
+"""Which Ray a job runs on: its own local one, unless it was told of a cluster."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+import ray.data
+
+
+@contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect for the time of the block; inside another session, use that one.
+
+    RAY_ADDRESS, which `ray job submit` sets for its jobs, names a cluster; otherwise a local Ray is started. Ray would
+    also join whatever cluster is found lying about on the machine: "local" forbids that.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    # Progress bars where someone watches; in a log they would be a page of lines every ten seconds.
+    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(address=address, log_to_driver=True, logging_level="warning")
+    else:
+        # At least 2 CPUs by count, so that a worker and its data do not wait for each other on a small machine.
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, 2),
+            include_dashboard=False,
+            logging_level="warning",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,221 @@
+"""Typed, frozen configs and their command line: default < preset < YAML < command line.
+
+Each config stands beside what it configures; tyro parses, pydantic validates. Presets and YAML files are turned into
+the options that a user could have typed, so every value passes through one parser and one validation.
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import re
+import sys
+from typing import Annotated, Any, ClassVar, Self, TypeVar
+
+import tyro
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticUndefined
+
+from facelab import storage
+from facelab.errors import UsageError
+
+Uri = Annotated[str, AfterValidator(storage.normalise)]
+"""A path, file:// or s3://bucket/prefix; paths become absolute, as workers run elsewhere."""
+
+
+def _model_uri(text: str) -> str:
+    return text if text == "bicubic" or text.startswith("models:/") else storage.normalise(text)
+
+
+ModelUri = Annotated[str, AfterValidator(_model_uri)]
+"""A Uri, `bicubic`, or an MLflow registry URI models:/NAME/VERSION."""
+
+
+class Config(BaseModel):
+    """A frozen group of settings: unknown keys raise, the docstring under a field is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class JobConfig(Config):
+    """What every job has."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Preset name -> {dotted option: value}; what a preset does not name keeps its default."""
+
+    output: Uri
+    """Folder or s3:// prefix for config.yaml, summary.json and the job's artifacts."""
+    preset: str = "paper"
+    """Named settings under the options given here: debug (seconds), demo (minutes on 2 cores), paper."""
+    config: str | None = None
+    """YAML file of options, under the command line and over the preset."""
+    seed: int = 0
+    """Every random draw derives from it."""
+    tracking_uri: str | None = None
+    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///outputs/mlflow.db in this folder."""
+    experiment: str = "facelab"
+    """MLflow experiment."""
+    dry_run: bool = False
+    """Print the resolved config and the plan, and touch nothing."""
+
+    @model_validator(mode="after")
+    def _known_preset(self) -> Self:
+        if self.preset not in self.PRESETS:
+            raise ValueError(f"preset {self.preset!r} is unknown{nearest(self.preset, self.PRESETS)}")
+        return self
+
+
+C = TypeVar("C", bound=Config)
+J = TypeVar("J", bound=JobConfig)
+
+
+def nearest(word: str, known: Any) -> str:
+    """A hint with the nearest known name, or the list of all."""
+    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f": did you mean {match[0]!r}?" if match else f": choose one of {', '.join(known)}"
+
+
+def parse(config_type: type[J], argv: list[str], prog: str) -> J:
+    """Parse a job's command line.
+
+    Raises:
+        UsageError: unknown, missing or invalid option, in one line.
+        SystemExit: after --help.
+    """
+    preset = _value_of(argv, "--preset") or config_type.model_fields["preset"].default
+    if preset not in config_type.PRESETS:
+        raise UsageError(f"--preset {preset!r} is unknown{nearest(preset, config_type.PRESETS)}")
+    arguments = _as_options(config_type, config_type.PRESETS[preset], f"preset {preset}")
+    if file := _value_of(argv, "--config"):
+        arguments += _as_options(config_type, _read_yaml(file), file)
+    shown = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(shown):
+            config = tyro.cli(config_type, args=arguments + argv, prog=prog, description=config_type.__doc__)
+    except ValidationError as error:
+        raise UsageError(f"{prog}: {explain(error)} (see --help)") from error
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise UsageError(f"{prog}: {_first_sentence(shown.getvalue())} (see --help)") from stop
+    sys.stderr.write(shown.getvalue())
+    return config
+
+
+def build(config_type: type[C], **values: Any) -> C:
+    """Construct a config in code, with the command line's errors."""
+    try:
+        return config_type(**values)
+    except ValidationError as error:
+        raise UsageError(f"{config_type.__name__}: {explain(error)}") from error
+
+
+def preset_values(config_type: type[JobConfig], preset: str) -> dict[str, Any]:
+    """A preset's values as nested keyword arguments, for building the config in code."""
+    nested: dict[str, Any] = {"preset": preset}
+    for key, value in config_type.PRESETS[preset].items():
+        *groups, last = key.split(".")
+        target = nested
+        for group in groups:
+            target = target.setdefault(group, {})
+        target[last] = value
+    return nested
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved whole, without passwords: what --dry-run prints and config.yaml holds."""
+    return without_secret(yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
+
+
+def without_secret(text: str) -> str:
+    """user:password@ of any URL is blotted out."""
+    return re.sub(r"(://[^/\s:@]+):[^/\s@]+@", r"\1:***@", text)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries -> {dotted key: value}: MLflow parameters, option names."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def explain(error: ValidationError) -> str:
+    """The first problem of a validation, in one line."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message
+
+
+def _option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted option name -> default, over nested configs and the dataclasses of `models`."""
+    if issubclass(config_type, BaseModel):
+        fields = {name: (field.annotation, field.default) for name, field in config_type.model_fields.items()}
+    else:
+        fields = {name: (field.type, field.default) for name, field in config_type.__dataclass_fields__.items()}
+    options: dict[str, Any] = {}
+    for name, (annotation, default) in fields.items():
+        if isinstance(annotation, type) and (
+            issubclass(annotation, BaseModel) or hasattr(annotation, "__dataclass_fields__")
+        ):
+            options |= _option_types(annotation, f"{prefix}{name}.")
+        else:
+            options[f"{prefix}{name}"] = None if default is PydanticUndefined else default
+    return options
+
+
+def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: str) -> list[str]:
+    known = _option_types(config_type)
+    arguments: list[str] = []
+    for key, value in flatten(values).items():
+        if key not in known:
+            raise UsageError(f"{source}: unknown key {key!r}{nearest(key, known)}")
+        group, _, name = key.replace("_", "-").rpartition(".")
+        dot = f"{group}." if group else ""
+        if isinstance(value, bool):
+            arguments.append(f"--{dot}{name}" if value else f"--{dot}no-{name}")
+        elif isinstance(value, (list, tuple)):
+            arguments += [f"--{dot}{name}", *map(str, value)]
+        else:
+            arguments += [f"--{dot}{name}", str(value)]
+    return arguments
+
+
+def _read_yaml(uri: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(storage.read_bytes(uri))
+    except yaml.YAMLError as error:
+        raise UsageError(f"{uri}: not valid YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{uri}: a mapping of options is expected, such as `seed: 1`")
+    return values
+
+
+def _value_of(argv: list[str], option: str) -> str | None:
+    """The last value of an option, before the real parser runs."""
+    found = None
+    for position, argument in enumerate(argv):
+        if argument == option and position + 1 < len(argv):
+            found = argv[position + 1]
+        elif argument.startswith(f"{option}="):
+            found = argument.split("=", 1)[1]
+    return found
+
+
+def _first_sentence(box: str) -> str:
+    """tyro's framed message, as one line."""
+    lines = [line.strip("│╭╮╰╯─ ").strip() for line in box.splitlines()]
+    kept: list[str] = []
+    for line in lines[1:]:
+        if line.startswith(("For full helptext", "Argument helptext")):
+            break
+        if line:
+            kept.append(line)
+    text = " ".join(kept) or box.strip()
+    text = re.sub(r"^Error parsing \w+: \d+ validation errors? for \w+ ", "", text)  # pydantic's frame
+    return text.split(" [type=")[0].replace("Value error, ", "")

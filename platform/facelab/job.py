@@ -1,0 +1,68 @@
+"""What every entry point does around its work: parse, dry run, one MLflow run, config.yaml, summary.json, exit code."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from facelab import storage
+from facelab.config import JobConfig, parse, to_yaml
+from facelab.errors import UsageError
+
+# tracking (MLflow takes seconds to import) is loaded when a run begins, so that --help and wrong options answer at once.
+
+C = TypeVar("C", bound=JobConfig)
+
+DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(
+    name: str,
+    config_type: type[C],
+    work: Callable[[C, Any], dict[str, Any]],
+    plan: Callable[[C], str],
+    argv: list[str] | None = None,
+) -> int:
+    """Run a job from its command line; returns the exit code.
+
+    Args:
+        work: (config, run) -> summary of final numbers; `run` is a tracking.JobRun.
+        plan: what --dry-run says would be done.
+    """
+    try:
+        config = parse(config_type, sys.argv[1:] if argv is None else argv, f"jobs.{name}")
+        if config.dry_run:
+            print(to_yaml(config) + f"# plan: {plan(config)}")
+            return DONE
+        summary = run_job(name, config, work)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print(f"jobs.{name}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:  # the one place where anything else ends, told in full
+        traceback.print_exc()
+        print(f"error: jobs.{name} failed: {error}", file=sys.stderr)
+        return FAILED
+    for key, value in summary.items():
+        print(f"{key:32} {value:.6g}" if isinstance(value, float) else f"{key:32} {value}")
+    print(f"{'written to':32} {config.output}")
+    return DONE
+
+
+def run_job(
+    name: str, config: C, work: Callable[[C, Any], dict[str, Any]], parent: str | None = None
+) -> dict[str, Any]:
+    """One job as one MLflow run, nested below `parent`; returns what summary.json holds."""
+    from facelab.tracking import job_run
+
+    with job_run(name, config, parent) as run:
+        storage.write_text(storage.join(config.output, "config.yaml"), to_yaml(config))
+        summary = work(config, run) | {"mlflow_run_id": run.id}
+        run.summary(summary)
+        text = json.dumps(summary, indent=2)
+        run.text(text, "summary.json")
+        storage.write_text(storage.join(config.output, "summary.json"), text)
+    return summary

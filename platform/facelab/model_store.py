@@ -1,0 +1,96 @@
+"""Trained networks at rest: a folder of model.json and model.safetensors, the same in OUTPUT/model and in MLflow."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from facelab import storage
+from facelab.errors import UsageError
+from facelab.images import to_float, to_uint8
+from models import SR_MODELS, StyleVAE, build_sr
+
+DEGRADERS = {"stylevae": StyleVAE}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A network in eval mode, with what is needed to use it."""
+
+    kind: str
+    """"sr" or "degrader"."""
+    name: str
+    """A key of SR_MODELS or DEGRADERS."""
+    scale: int
+    hr_size: int
+    """Side of the sharp faces it was trained on, px."""
+    digest: str
+    """SHA-256 of the weight file: part of a pair's provenance."""
+    network: nn.Module
+
+
+def save_model(uri: str, kind: str, name: str, network: nn.Module, scale: int, hr_size: int) -> str:
+    """Write a model folder, model.json last; returns the digest of the weights."""
+    weights = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+    digest = hashlib.sha256(weights).hexdigest()
+    options = vars(network.config)
+    meta = dict(kind=kind, name=name, scale=scale, hr_size=hr_size, options=options, sha256=digest)
+    storage.write_bytes(storage.join(uri, "model.safetensors"), weights)
+    storage.write_text(storage.join(uri, "model.json"), json.dumps(meta, indent=2))
+    return digest
+
+
+def load_model(uri: str, kind: str) -> TrainedModel:
+    """A model from the output of a training job, a model folder or a registry URI (models:/name/version).
+
+    Raises:
+        UsageError: not there, damaged, or of the other kind.
+    """
+    if uri.startswith("models:/"):
+        from facelab.tracking import registered_model_folder
+
+        uri = registered_model_folder(uri)
+    folder = next((f for f in (uri, storage.join(uri, "model")) if storage.exists(storage.join(f, "model.json"))), None)
+    if folder is None:
+        raise UsageError(f"{uri}: no trained model there (model.json is missing): give the --output of a training job")
+    try:
+        meta = json.loads(storage.read_bytes(storage.join(folder, "model.json")))
+        weights = storage.read_bytes(storage.join(folder, "model.safetensors"))
+        if hashlib.sha256(weights).hexdigest() != meta["sha256"]:
+            raise ValueError("the weights are not those that model.json names")
+        network = _build(meta)
+        network.load_state_dict(load(weights))
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UsageError(f"{folder}: damaged model ({str(error)[:200]}): copy or train it again") from error
+    if meta["kind"] != kind:
+        raise UsageError(f"{uri}: is a {meta['kind']} model ({meta['name']}), but a {kind} model is wanted here")
+    network.eval().requires_grad_(False)
+    return TrainedModel(kind, meta["name"], meta["scale"], meta["hr_size"], meta["sha256"], network)
+
+
+def bicubic_model(scale: int, hr_size: int) -> TrainedModel:
+    """The baseline that needs no training, as a model like the others."""
+    network = build_sr("bicubic", scale).eval()
+    return TrainedModel("sr", "bicubic", scale, hr_size, "bicubic", network)
+
+
+def _build(meta: dict[str, Any]) -> nn.Module:
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["options"].items()}
+    if meta["kind"] == "degrader":
+        return DEGRADERS[meta["name"]](meta["scale"], **options)
+    if meta["name"] not in SR_MODELS:
+        raise ValueError(f"unknown SR model {meta['name']!r}")
+    return build_sr(meta["name"], meta["scale"], **options)
+
+
+@torch.no_grad()
+def super_resolve(model: TrainedModel, lr: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+    """(B, 3, h, w) uint8 -> (B, 3, scale·h, scale·w) uint8 on the CPU."""
+    device = device or torch.device("cpu")
+    network = model.network.to(device)
+    return torch.cat([to_uint8(network(to_float(part.to(device)))).cpu() for part in lr.split(64)])

@@ -1,0 +1,42 @@
+"""What `mlflow.pyfunc.load_model` runs: a model folder as a function of uint8 image batches."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from facelab import model_store
+from facelab.images import to_float, to_uint8
+from facelab.seeding import generator_for
+
+
+class _SuperResolution:
+    def __init__(self, model: model_store.TrainedModel):
+        self.model = model
+
+    def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """(B, 3, h, w) uint8 -> (B, 3, scale·h, scale·w) uint8."""
+        return model_store.super_resolve(self.model, torch.from_numpy(np.ascontiguousarray(images))).numpy()
+
+
+class _Degrader:
+    def __init__(self, model: model_store.TrainedModel):
+        self.model = model
+
+    @torch.no_grad()
+    def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """(B, 3, H, W) uint8 -> (B, 3, H/scale, W/scale) uint8, in styles drawn from the prior by params["seed"]."""
+        network = self.model.network
+        hr = to_float(torch.from_numpy(np.ascontiguousarray(images)))
+        noise = generator_for((params or {}).get("seed", 0), "pyfunc")
+        style = torch.randn(len(hr), network.config.style_dim, generator=noise)
+        return to_uint8(network.generate(network.encode_content(hr), style)).numpy()
+
+
+def _load_pyfunc(path: str) -> _SuperResolution | _Degrader:
+    """MLflow's entry point; `path` is the model folder."""
+    kind = json.loads((Path(path) / "model.json").read_text())["kind"]
+    model = model_store.load_model(path, kind)
+    return _Degrader(model) if kind == "degrader" else _SuperResolution(model)

@@ -1,0 +1,92 @@
+"""A checkpoint folder: networks.safetensors, optimisers.pt (read with weights_only) and meta.json, written last, with
+the digest of each file. Nothing is unpickled, and nothing half-written is taken for whole."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from facelab import storage
+from facelab.errors import UsageError
+
+_FILES = ("networks.safetensors", "optimisers.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on as if it had never stopped.
+
+    Random numbers and the data position are functions of (seed, step), so `step` carries both.
+    """
+
+    step: int
+    """Updates done."""
+    networks: dict[str, torch.Tensor]
+    """Prefixed state dicts: trained networks, their moving average, the best so far."""
+    optimisers: dict[str, Any]
+    """Name -> optimiser state dict."""
+    best: dict[str, float] = field(default_factory=dict)
+    """Validation metrics of the best so far; empty before the first validation."""
+    segment: int = 0
+    """How often the run was resumed."""
+
+
+def write(folder: Path, state: Checkpoint) -> None:
+    """Fill a local folder."""
+    save_file({key: value.detach().cpu().contiguous() for key, value in state.networks.items()}, folder / _FILES[0])
+    torch.save(state.optimisers, folder / _FILES[1])
+    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
+    meta = {"step": state.step, "best": state.best, "segment": state.segment, "sha256": digests}
+    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read a local folder.
+
+    Raises:
+        UsageError: truncated or changed files.
+    """
+    meta = json.loads((folder / "meta.json").read_text())
+    for name, digest in meta["sha256"].items():
+        if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise UsageError(f"{folder / name}: damaged checkpoint: delete {folder} to go on from the one before")
+    return Checkpoint(
+        step=meta["step"],
+        networks=load_file(folder / _FILES[0]),
+        optimisers=torch.load(folder / _FILES[1], map_location="cpu", weights_only=True),
+        best=meta["best"],
+        segment=meta["segment"],
+    )
+
+
+def publish(folder: Path, uri: str) -> None:
+    """Copy a filled folder to its place; meta.json goes last and makes it whole."""
+    for name in (*_FILES, "meta.json"):
+        storage.write_bytes(storage.join(uri, name), (folder / name).read_bytes())
+
+
+def steps_at(place: str) -> list[tuple[int, str]]:
+    """(step, URI) of every whole checkpoint below `place`, oldest first, whoever wrote it."""
+    found = []
+    for name, uri in storage.list_files(place, ("/meta.json",)):
+        if name.count("/") == 1:
+            found.append((json.loads(storage.read_bytes(uri))["step"], uri.removesuffix("/meta.json")))
+    return sorted(found)
+
+
+def newest(place: str) -> Checkpoint | None:
+    """The checkpoint with the most steps below `place`."""
+    if not (found := steps_at(place)):
+        return None
+    with storage.local_copy(found[-1][1]) as folder:
+        return read(folder)
+
+
+def prune(place: str, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints."""
+    for _, uri in steps_at(place)[:-keep]:
+        storage.delete(uri)

@@ -1,0 +1,76 @@
+"""Settings that the training of every network shares."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from facelab.config import Config, JobConfig
+
+
+class ComputeConfig(Config):
+    """How the arithmetic is done. Speed only: the mathematics is the same."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the forward pass under autocast (GPUs; slower than fp32 on CPUs); critical losses stay fp32."""
+    channels_last: bool = False
+    """NHWC memory layout of the networks: faster convolutions on GPUs with tensor cores."""
+    compile: bool = False
+    """torch.compile the objective; needs a C++ compiler on CPU."""
+    gpu: bool | None = None
+    """One GPU per Ray worker. None: if the cluster has enough."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs reserved per Ray worker, and its number of threads."""
+    max_failures: int = Field(default=2, ge=0)
+    """Restarts from the last checkpoint after a worker or node was lost."""
+
+
+class TrainConfig(JobConfig):
+    """What train_degrader and train_sr have in common."""
+
+    model: str
+    """The network to train."""
+    scale: int = Field(default=4, ge=2)
+    """Super-resolution factor: LR side = HR side / scale."""
+    hr_size: int = Field(default=64, ge=16)
+    """Side of the sharp training faces, px; a multiple of scale."""
+    workers: int = Field(default=0, ge=0)
+    """Ray Train workers; 0 trains in the process itself, without Ray."""
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the training faces."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many updates, whatever the epochs say."""
+    batch_size: int = Field(default=16, ge=2)
+    """Images per update, of all workers together; a multiple of their number."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Adam's, constant; β = (0.9, 0.999) (§ 4.1)."""
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    """Moving average of the weights, which is what is validated and kept; 0 keeps the raw weights."""
+    checkpoint_every: int = Field(default=1000, ge=1)
+    """Steps between checkpoints inside an epoch; the end of an epoch always makes one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Older ones are deleted."""
+    validation_images: int = Field(default=512, ge=2)
+    """At most so many held-out images choose the best epoch."""
+    resume: bool = False
+    """Go on from the newest checkpoint below --output; without it, an --output with checkpoints is refused."""
+    register_as: str | None = None
+    """Name in the MLflow model registry; default facelab-NETWORK."""
+    compute: ComputeConfig = ComputeConfig()
+    """Precision, memory layout, resources."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self):
+        if self.hr_size % self.scale:
+            raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
+        if self.workers and self.batch_size % self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of {self.workers} workers")
+        return self
+
+    def inputs(self) -> list[tuple[str, str]]:
+        """(URI, kind of shards) of what is trained on."""
+        raise NotImplementedError
+
+    @property
+    def lr_size(self) -> int:
+        """Side of the low-resolution faces, px."""
+        return self.hr_size // self.scale

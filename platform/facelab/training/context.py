@@ -1,0 +1,86 @@
+"""What the training loop knows of the world: rank, device, checkpoints, progress. The same loop runs with and without Ray."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from facelab import storage
+from facelab.training import checkpoint
+
+
+class Progress(Protocol):
+    """The part of tqdm that is used; Ray's tqdm_ray has it too."""
+
+    def update(self, n: int = 1) -> None: ...
+    def set_description(self, desc: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Context(Protocol):
+    """One worker's view of a training run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def prepare(self, objective: nn.Module) -> nn.Module:
+        """Move to the device and, among several workers, average gradients in backward."""
+        ...
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """The mean over the workers."""
+        ...
+
+    def restore(self) -> checkpoint.Checkpoint | None:
+        """The newest checkpoint, None at a fresh start."""
+        ...
+
+    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, float]) -> None:
+        """Commit a checkpoint: `write` fills a folder on rank 0. Every worker calls this at the same steps."""
+        ...
+
+    def progress(self, total: int, initial: int) -> Progress: ...
+
+
+class LocalContext:
+    """One worker in this very process; checkpoints go to OUTPUT/checkpoints/step-N, folder or S3."""
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, output: str, keep: int = 2, show_progress: bool = True):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.place = storage.join(output, "checkpoints")
+        self.keep = keep
+        self.show_progress = show_progress
+
+    def prepare(self, objective: nn.Module) -> nn.Module:
+        return objective.to(self.device)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        return value
+
+    def restore(self) -> checkpoint.Checkpoint | None:
+        return checkpoint.newest(self.place)
+
+    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, float]) -> None:
+        with staging_folder() as folder:
+            write(folder)
+            checkpoint.publish(folder, storage.join(self.place, f"step-{step:09d}"))
+        checkpoint.prune(self.place, self.keep)
+
+    def progress(self, total: int, initial: int) -> Progress:
+        return tqdm(total=total, initial=initial, unit="step", disable=not self.show_progress, dynamic_ncols=True)
+
+
+@contextmanager
+def staging_folder() -> Iterator[Path]:
+    """Where a checkpoint is put together before it is published."""
+    with tempfile.TemporaryDirectory(prefix="facelab-checkpoint-") as folder:
+        yield Path(folder)

@@ -1,0 +1,30 @@
+"""A training job as a tracked run: train, then register the network."""
+
+from typing import Any
+
+from facelab import storage
+from facelab.data.faces import is_shard_set
+from facelab.tracking import JobRun
+from facelab.training.config import TrainConfig
+from facelab.training.run import run_training
+
+
+def train_and_register(config: TrainConfig, run: JobRun) -> dict[str, Any]:
+    """Run the job; returns its summary, with the registry URI of the network."""
+    for uri, kind in config.inputs():
+        is_shard_set(uri, kind)  # a wrong input is told before workers start
+    summary = run_training(config, lambda: run.logger(config.output))
+    name = config.register_as or f"facelab-{config.model}"
+    model_uri = run.register_model(storage.join(config.output, "model"), name)
+    return summary | {"registered_model": model_uri}
+
+
+def training_plan(config: TrainConfig) -> str:
+    """For --dry-run."""
+    where = f"{config.workers} Ray workers" if config.workers else "this process"
+    steps = f", at most {config.max_steps} steps" if config.max_steps else ""
+    sources = " and ".join(uri for uri, _ in config.inputs())
+    return (
+        f"train {config.model} on {sources} in {where} for {config.epochs} epochs{steps}, batch {config.batch_size}; "
+        f"write model/, checkpoints/ and samples/ to {config.output}; register it in MLflow"
+    )

@@ -1,0 +1,132 @@
+"""The training loop on Ray Train V2: the only file that imports ray.train."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.experimental import tqdm_ray
+from torch import nn
+
+from facelab import storage
+from facelab.cluster import ray_session
+from facelab.errors import UsageError
+from facelab.training import checkpoint
+from facelab.training.config import TrainConfig
+from facelab.training.context import Progress, staging_folder
+from facelab.training.loop import NonFiniteLoss
+from facelab.training.run import LoggerFactory, train_worker
+
+# The defaults suit neither an autoscaler that boots a node (60 s) nor a dead rank that hangs the others (30 min).
+_WORKER_START_TIMEOUT_S = 900
+_COLLECTIVE_TIMEOUT_S = 300
+
+
+class RayContext:
+    """One Ray Train worker: DDP over gloo or NCCL; checkpoints go to OUTPUT/checkpoints through ray.train.report."""
+
+    def __init__(self, output: str):
+        world = ray.train.get_context()
+        self.rank, self.world_size = world.get_world_rank(), world.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.place = storage.join(output, "checkpoints")
+
+    def prepare(self, objective: nn.Module) -> nn.Module:
+        return ray.train.torch.prepare_model(objective)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        if self.world_size == 1:
+            return value
+        total = value.clone()
+        torch.distributed.all_reduce(total)
+        return total / self.world_size
+
+    def restore(self) -> checkpoint.Checkpoint | None:
+        """After a restart, what this run reported last; at its start, the newest below OUTPUT/checkpoints."""
+        reported = ray.train.get_checkpoint()
+        if reported is None:
+            return checkpoint.newest(self.place)
+        with reported.as_directory() as folder:
+            return checkpoint.read(Path(folder))
+
+    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, float]) -> None:
+        metrics = metrics | {"step": step}
+        if self.rank:
+            ray.train.report(metrics)
+            return
+        with staging_folder() as folder:
+            write(folder)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def progress(self, total: int, initial: int) -> Progress:
+        bar = tqdm_ray.tqdm(total=total, unit="step")
+        bar.update(initial)
+        return bar
+
+
+def run_on_ray(
+    config: TrainConfig, make_logger: LoggerFactory, callbacks: list[ray.train.UserCallback] | None = None
+) -> None:
+    """Train with config.workers Ray workers.
+
+    Raises:
+        UsageError: the cluster can never hold them.
+        Exception: what a worker raised, after config.compute.max_failures restarts.
+    """
+    with ray_session():
+        use_gpu = _enough(config)
+        _fit(config, make_logger, callbacks or [], use_gpu)
+
+
+def _enough(config: TrainConfig) -> bool:
+    """Whether to use GPUs; refuses what would wait for ever."""
+    has = ray.cluster_resources()
+    gpu = config.compute.gpu
+    use_gpu = has.get("GPU", 0) >= config.workers if gpu is None else gpu
+    autoscales = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may still grow; this machine will not
+    wanted = {"CPU": config.workers * config.compute.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
+    for name, amount in wanted.items():
+        if not autoscales and has.get(name, 0) < amount:
+            raise UsageError(
+                f"--workers {config.workers} needs {amount:g} {name}, but this machine has {has.get(name, 0):g}: "
+                "lower --workers or --compute.cpus-per-worker, or set RAY_ADDRESS to a cluster"
+            )
+    return use_gpu
+
+
+def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], use_gpu: bool) -> None:
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_WORKER_START_TIMEOUT_S))
+    filesystem, path = storage.resolve(config.output)
+
+    def worker() -> Exception | None:
+        if not use_gpu:
+            torch.set_num_threads(max(int(config.compute.cpus_per_worker), 1))
+        try:
+            train_worker(config, RayContext(config.output), make_logger)
+        except (UsageError, NonFiniteLoss) as error:
+            return error  # handed back, not raised: a restart would meet it again
+        return None
+
+    resources = {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
+    trainer = ray.train.torch.TorchTrainer(
+        worker,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        torch_config=ray.train.torch.TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.compute.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            callbacks=callbacks,
+        ),
+    )
+    error = trainer.fit().return_value
+    if error is not None:
+        raise error

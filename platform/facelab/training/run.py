@@ -1,0 +1,74 @@
+"""A training job from config to model folder: the same function in the process itself and on every Ray worker."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from facelab import model_store, storage
+from facelab.data.faces import load_faces, load_pairs
+from facelab.errors import UsageError
+from facelab.training import checkpoint
+from facelab.training.config import TrainConfig
+from facelab.training.context import Context, LocalContext
+from facelab.training.degrader import StyleVAEStage, TrainDegraderConfig
+from facelab.training.loop import Logger, train
+from facelab.training.sr import SRStage, TrainSRConfig
+
+LoggerFactory = Callable[[], Logger]
+
+
+def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFactory) -> None:
+    """Build the stage, train it, and on rank 0 write OUTPUT/model and OUTPUT/training.json."""
+    loud = context.rank == 0
+    data: dict[str, Any]
+    stage: StyleVAEStage | SRStage
+    if isinstance(config, TrainDegraderConfig):
+        hr, lr = (
+            load_faces(config.hr, config.hr_size, progress=loud),
+            load_faces(config.lr, config.lr_size, progress=loud),
+        )
+        stage, kind = StyleVAEStage(config, hr, lr), "degrader"
+        data = {"data_hash": f"{hr.hash[:16]}+{lr.hash[:16]}", "n_hr": len(hr), "n_lr": len(lr)}
+        data["n_rejected"] = hr.rejected + lr.rejected
+        data |= {f"rms_{k}": float(v) for k, v in zip(stage.features.layers, stage.features.rms, strict=True)}
+    elif isinstance(config, TrainSRConfig):
+        if config.pairs:
+            pairs = load_pairs(config.pairs, progress=loud)
+            stage, data = SRStage(config, pairs), {"data_hash": pairs.hash[:16], "n_pairs": len(pairs)}
+        else:
+            assert config.hr is not None
+            faces = load_faces(config.hr, config.hr_size, progress=loud)
+            stage, data = SRStage(config, faces), {"data_hash": faces.hash[:16], "n_hr": len(faces)}
+            data["n_rejected"] = faces.rejected
+        kind = "sr"
+    else:
+        raise TypeError(f"no training stage for {type(config).__name__}")
+    result = train(stage, config, context, make_logger())
+    if context.rank == 0:
+        place = storage.join(config.output, "model")
+        digest = model_store.save_model(place, kind, config.model, result.network, config.scale, config.hr_size)
+        best = {f"best_{name}": value for name, value in result.best.items()}
+        parameters = sum(p.numel() for p in result.network.parameters())
+        summary = {"steps": result.steps, **best, "parameters": parameters, "model_sha256": digest, **data}
+        storage.write_text(storage.join(config.output, "training.json"), json.dumps(summary, indent=2))
+
+
+def run_training(config: TrainConfig, make_logger: LoggerFactory) -> dict[str, Any]:
+    """Train with config.workers; returns the summary.
+
+    Raises:
+        UsageError: checkpoints in the way, or none to resume from.
+    """
+    place = storage.join(config.output, "checkpoints")
+    started = checkpoint.steps_at(place)
+    if started and not config.resume:
+        raise UsageError(
+            f"{config.output}: has checkpoints up to step {started[-1][0]}: pass --resume to go on, or another --output"
+        )
+    if config.workers:
+        from facelab.training.ray_train import run_on_ray  # Ray is not needed, nor imported, without workers
+
+        run_on_ray(config, make_logger)
+    else:
+        train_worker(config, LocalContext(config.output, config.keep_checkpoints), make_logger)
+    return json.loads(storage.read_bytes(storage.join(config.output, "training.json")))
