@@ -20,7 +20,6 @@ from facelab.seeding import generator_for, seed_for
 from models.resize import resize
 from models.stylevae import reparameterise
 
-
 # A whole CPU per reading task would never be free beside actors that fill a small machine: a silent deadlock.
 _READER_CPUS = 0.25
 

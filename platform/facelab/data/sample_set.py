@@ -22,7 +22,8 @@ _FIRST_IDENTITY = {"hr": 0, "lr": 10_000_000, "test": 20_000_000, "real": 30_000
 
 
 class SampleFacesConfig(JobConfig):
-    """Draw sample faces: OUTPUT/hr and /lr to train on, /test with known truth, /real as more of the same LR."""
+    """Draw sample faces: OUTPUT/hr and /lr to train on; /test, pairs with known truth (/test_hr: their sharp side); /real,
+    more of the same LR."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "debug": {"n_hr": 60, "n_lr": 60, "n_test": 8, "n_real": 8},
@@ -56,16 +57,18 @@ def make_sample_sets(config: SampleFacesConfig) -> dict[str, Any]:
     """Run the job; returns its summary."""
     counts = {"hr": config.n_hr, "lr": config.n_lr, "test": config.n_test, "real": config.n_real}
     items = []
-    for name, count in counts.items():
+    for name in (*counts, "test_hr"):
         shards.start_set(storage.join(config.output, name), config.overwrite)
+    for name, count in counts.items():
         items += [{"set": name, "first": i, "count": min(100, count - i)} for i in range(0, count, 100)]
 
     def draw(task: dict[str, Any]) -> dict[str, Any]:
         return _draw(config, task["set"], task["first"], task["count"])
 
-    results = ray.data.from_items(items, override_num_blocks=len(items)).map(draw).take_all()
+    tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(draw).take_all()
+    results = [written for task in tasks for written in task["written"]]
     summary: dict[str, Any] = {}
-    for name in counts:
+    for name in (*counts, "test_hr"):
         done = [shards.ShardSummary(r["rows"], r["row_hash"]) for r in results if r["set"] == name]
         kind = "pairs" if name == "test" else "faces"
         manifest = shards.finish_set(
@@ -88,17 +91,20 @@ def _face_and_lr(config: SampleFacesConfig, identity: int) -> tuple[np.ndarray, 
 
 
 def _draw(config: SampleFacesConfig, name: str, first: int, count: int) -> dict[str, Any]:
-    rows = []
+    faces, pairs = [], []
     for number in range(first, first + count):
         identifier = f"{name}{number:06d}"
         face, low = _face_and_lr(config, _FIRST_IDENTITY[name] + number)
+        shown = encode_png(face if name in ("hr", "test") else low)
+        faces.append(face_row(identifier, shown, "sample faces", min_side=1))
         if name == "test":
-            rows.append(
-                dict(id=f"{identifier}#0", hr_id=identifier, variant=0, hr=encode_png(face), lr=encode_png(low),
-                     style_mode="none", style_ids=[], style_bank="", seed=config.seed, model="known nuisance")
+            pairs.append(
+                dict(id=f"{identifier}#0", hr_id=identifier, variant=0, hr=shown, lr=encode_png(low), style_mode="none",
+                     style_ids=[], style_bank="", seed=config.seed, model="known nuisance")
             )  # fmt: skip
-        else:
-            rows.append(face_row(identifier, encode_png(face if name == "hr" else low), "sample faces", min_side=1))
-    schema = shards.PAIR_SCHEMA if name == "test" else shards.FACE_SCHEMA
-    written = shards.write_shard(storage.join(config.output, name), rows, schema)
-    return {"set": name, "rows": written.rows, "row_hash": written.row_hash}
+    written = []
+    sets = [("test_hr", faces, shards.FACE_SCHEMA), ("test", pairs, shards.PAIR_SCHEMA)]
+    for part, rows, schema in sets if name == "test" else [(name, faces, shards.FACE_SCHEMA)]:
+        summary = shards.write_shard(storage.join(config.output, part), rows, schema)
+        written.append({"set": part, "rows": summary.rows, "row_hash": summary.row_hash})
+    return {"written": written}

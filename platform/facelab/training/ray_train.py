@@ -11,6 +11,7 @@ import ray.train.torch
 import torch
 from ray.experimental import tqdm_ray
 from torch import nn
+from tqdm import tqdm
 
 from facelab import storage
 from facelab.cluster import ray_session
@@ -63,6 +64,8 @@ class RayContext:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def progress(self, total: int, initial: int) -> Progress:
+        if self.rank:
+            return tqdm(disable=True)
         bar = tqdm_ray.tqdm(total=total, unit="step")
         bar.update(initial)
         return bar

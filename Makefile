@@ -1,0 +1,28 @@
+# Two commands: `make demo` and `make test`. Both need Python 3.11+ and this file; uv is fetched when it is absent.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+# Without byte code, every Ray worker would compile torch anew: seconds for each process.
+unexport PYTHONDONTWRITEBYTECODE
+PYTHON ?= python3
+OUT ?= outputs/demo
+SEED ?= 0
+
+.PHONY: demo test lint uv env
+demo: env
+	uv run --no-sync python -m jobs.demo --output $(OUT) --seed $(SEED) \
+	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
+
+test: env lint
+	uv run --no-sync pytest
+
+lint: env
+	uv run --no-sync ruff check .
+	uv run --no-sync ruff format --check .
+	uv run --no-sync pyrefly check
+
+env: uv
+	uv sync --quiet --frozen --all-extras
+
+uv:
+	@command -v uv >/dev/null || { echo "fetching uv into .tools"; \
+	  $(PYTHON) -m venv .tools && .tools/bin/pip install --quiet uv; }

@@ -1,0 +1,200 @@
+"""The whole pipeline in one go: faces, styleVAE, synthesis, four SR trainings, evaluation, report."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from facelab import reports, storage
+from facelab.config import JobConfig, Uri, build, preset_values
+from facelab.data.faces import load_faces, load_pairs
+from facelab.data.prepare import PrepareConfig, prepare
+from facelab.data.sample_set import SampleFacesConfig, contact_sheet, make_sample_sets
+from facelab.evaluation import EvaluateConfig, FeatureConfig, evaluate
+from facelab.images import encode_png, to_float
+from facelab.job import run_job
+from facelab.metrics import FrechetDistance, degradation_distances
+from facelab.synthesis import SynthesizeConfig, synthesize
+from facelab.tracking import JobRun
+from facelab.training.config import TrainConfig
+from facelab.training.degrader import TrainDegraderConfig
+from facelab.training.job import train_and_register
+from facelab.training.sr import TrainSRConfig
+from facelab.weights import resolve_weights
+from models.features import FeatureNetwork
+from models.resize import resize
+
+# Row of the table -> (model, LR of its training pairs); B is bicubic, S styleVAE, as in the paper's Table 2.
+SR_RUNS = {
+    "SRCNN-B": ("srcnn", "bicubic"),
+    "SRCNN-S": ("srcnn", "stylevae"),
+    "Attentive-B": ("attentive", "bicubic"),
+    "Attentive-S": ("attentive", "stylevae"),
+}
+
+
+class DemoConfig(JobConfig):
+    """Run the whole pipeline on sample faces, or on your own with --hr, --lr, --test and --real."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "debug": {"features.network": "mobilenet_v2", "features.layer": "block1"},
+        "demo": {"features.network": "mobilenet_v2", "features.layer": "block1"},
+        "paper": {"features.layer": "relu1_1"},
+    }
+
+    preset: Literal["debug", "demo", "paper"] = "demo"
+    """Preset of every stage: debug (a minute), demo (some minutes on 2 cores), paper (GPUs)."""
+    output: Uri = "outputs/demo"
+    """Folder for report.html, summary.json, mlflow.db and a folder for each stage."""
+    hr: Uri | None = None
+    """Sharp training faces, a folder of images. All four, or none: then sample faces are drawn."""
+    lr: Uri | None = None
+    """Real low-resolution training faces."""
+    test: Uri | None = None
+    """Sharp test faces."""
+    real: Uri | None = None
+    """Real low-resolution test faces."""
+    workers: int = 0
+    """Ray Train workers of each training; 0 trains in the process itself."""
+    max_steps: int | None = None
+    """Stop each training after so many updates."""
+    features: FeatureConfig = FeatureConfig()
+    """Network and layer of the Fréchet distance between sets of LR faces."""
+
+    @model_validator(mode="after")
+    def _all_or_none(self):
+        given = [name for name in ("hr", "lr", "test", "real") if getattr(self, name)]
+        if given and len(given) < 4:
+            missing = ", ".join(f"--{name}" for name in ("hr", "lr", "test", "real") if name not in given)
+            raise ValueError(f"own faces need all of --hr --lr --test --real; missing: {missing}")
+        return self
+
+
+class Demo:
+    """The stages of one demo; each is a job with its own folder and nested MLflow run."""
+
+    def __init__(self, config: DemoConfig, run: JobRun):
+        self.config, self.run = config, run
+        self.seconds: dict[str, float] = {}
+        self.runs: dict[str, str] = {}
+
+    def place(self, *parts: str) -> str:
+        return storage.join(self.config.output, *parts)
+
+    def stage(
+        self,
+        folder: str,
+        job: str,
+        config_type: type[JobConfig],
+        work: Callable[[Any, Any], dict[str, Any]],
+        **values: Any,
+    ) -> dict[str, Any]:
+        """Run one job with the demo's preset and seed; remember its time and MLflow run."""
+        began = time.perf_counter()
+        print(f"── {job}: {folder}", flush=True)
+        options = preset_values(config_type, self.config.preset) | {
+            "seed": self.config.seed,
+            "output": self.place(folder),
+        }
+        options |= {"experiment": self.config.experiment, "tracking_uri": self.run.uri}
+        if issubclass(config_type, TrainConfig):
+            options["workers"] = self.config.workers
+            options |= {"max_steps": self.config.max_steps} if self.config.max_steps else {}
+        summary = run_job(job, build(config_type, **options | values), work, parent=self.run.id)
+        self.seconds[folder] = time.perf_counter() - began
+        self.runs[folder] = summary["mlflow_run_id"]
+        return summary
+
+    def faces(self) -> dict[str, str]:
+        """URIs of hr, lr, test_hr, real, and, where it is known, of the test set with true LR."""
+        if self.config.hr is None:
+            config = {"output": self.place("faces"), "seed": self.config.seed}
+            self.stage("faces", "sample_faces", SampleFacesConfig, lambda c, _: make_sample_sets(c))
+            sheet = contact_sheet(build(SampleFacesConfig, **config))
+            storage.write_bytes(self.place("faces", "contact_sheet.png"), encode_png(sheet))
+            return {name: self.place("faces", name) for name in ("hr", "lr", "test", "test_hr", "real")}
+        found = {}
+        for name, source in (("hr", "hr"), ("lr", "lr"), ("test_hr", "test"), ("real", "real")):
+            found[name] = self.place("faces", name)
+            uri = getattr(self.config, source)
+            self.stage(f"faces/{name}", "prepare", PrepareConfig, lambda c, _: prepare(c), input=uri)
+        return found
+
+    def degradation(self, faces: dict[str, str]) -> dict[str, float]:
+        """How far learnt and bicubic LR of the test faces are from true LR, beside the floor (Table 3's question).
+
+        True LR is that of the very same faces where it is known, else the real faces; the floor compares two sets of
+        true LR of other identities.
+        """
+        learnt = load_pairs(self.place("test_pairs"))
+        size = learnt.lr.shape[-1]
+        if "test" in faces:
+            truth, other = load_pairs(faces["test"]).lr, load_faces(faces["real"], size).images
+        else:
+            truth, other = load_faces(faces["real"], size).images, load_faces(faces["lr"], size).images
+        f = self.config.features
+        network = FeatureNetwork(f.network, (f.layer,), resolve_weights(f.network, f.weights))
+        candidates = {"learnt": learnt.lr, "bicubic": resize(learnt.hr, size), "floor": other}
+        numbers: dict[str, float] = {}
+        for name, images in candidates.items():
+            distance = FrechetDistance()
+            for batch, real in ((truth, True), (images, False)):
+                for part in batch.split(64):
+                    distance.update(network.pooled(to_float(part)), real=real)
+            values = degradation_distances(images, truth) | {f"fd_{f.network}_{f.layer}": distance.compute()}
+            numbers |= {f"{metric}_{name}": value for metric, value in values.items()}
+        return numbers
+
+
+def run_demo(config: DemoConfig, run: JobRun) -> dict[str, Any]:
+    """Run every stage and write OUTPUT/report.html; returns the summary."""
+    demo = Demo(config, run)
+    faces = demo.faces()
+    stylevae, pairs = demo.place("stylevae"), demo.place("pairs")
+    demo.stage(
+        "stylevae",
+        "train_degrader",
+        TrainDegraderConfig,
+        train_and_register,
+        model="stylevae",
+        hr=faces["hr"],
+        lr=faces["lr"],
+    )
+    for folder, hr in (("pairs", faces["hr"]), ("test_pairs", faces["test_hr"])):
+        options: dict[str, Any] = {"hr": hr, "lr": faces["lr"], "degrader": stylevae}
+        demo.stage(folder, "synthesize", SynthesizeConfig, lambda c, _: synthesize(c), **options)
+    summary: dict[str, Any] = dict(demo.degradation(faces))
+    for name, (model, kind) in SR_RUNS.items():
+        source = {"hr": faces["hr"]} if kind == "bicubic" else {"pairs": pairs}
+        register = f"facelab-{name.lower()}"
+        demo.stage(
+            name.lower(), "train_sr", TrainSRConfig, train_and_register, model=model, register_as=register, **source
+        )
+    test = faces.get("test", demo.place("test_pairs"))
+    table = {}
+    for name in ("bicubic", *SR_RUNS):
+        model = "bicubic" if name == "bicubic" else demo.place(name.lower())
+        table[name] = demo.stage(
+            f"evaluation/{name.lower()}", "evaluate", EvaluateConfig, lambda c, _: evaluate(c),
+            model=model, test=test, real=faces["real"], reference=faces["hr"],
+        )  # fmt: skip
+        for metric, value in table[name].items():
+            if metric.startswith(("psnr", "ssim", "fd_")) and isinstance(value, float):
+                summary[f"{metric}_{name.lower().replace('-', '_')}"] = value
+    summary |= {"n_test": table["bicubic"]["n"], "n_real": table["bicubic"]["n_real"]}
+    summary |= {f"seconds_{name.replace('/', '_')}": round(value, 1) for name, value in demo.seconds.items()}
+    page = reports.demo_report(
+        reports.DemoResults(config, faces, test, table, summary, demo.runs, demo.seconds, run.uri, list(SR_RUNS))
+    )
+    storage.write_text(demo.place("report.html"), page)
+    run.text(page, "report.html")
+    print(f"── report: {demo.place('report.html')}", flush=True)
+    return summary
+
+
+def demo_plan(config: DemoConfig) -> str:
+    source = f"{config.hr}, {config.lr}, {config.test} and {config.real}" if config.hr else "sample faces"
+    stages = json.dumps(list(SR_RUNS))
+    return f"take {source}; train a styleVAE, synthesise pairs, train {stages}, evaluate; write {config.output}/report.html"

@@ -1,0 +1,230 @@
+"""report.html: one self-contained page of pictures, curves, a table, and how each number was computed."""
+
+import base64
+import html
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+
+from facelab import model_store, storage
+from facelab.config import JobConfig
+from facelab.data.faces import load_faces, load_pairs
+from facelab.images import encode_png, grid
+from facelab.tracking import metric_history
+from models.resize import resize
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+
+_COLUMNS = 8  # faces in a picture
+
+
+@dataclass(frozen=True)
+class DemoResults:
+    """Everything that the page shows."""
+
+    config: JobConfig
+    faces: dict[str, str]
+    test: str
+    table: dict[str, dict[str, Any]]
+    """Row name -> summary of its evaluation."""
+    summary: dict[str, Any]
+    runs: dict[str, str]
+    """Stage folder -> MLflow run id."""
+    seconds: dict[str, float]
+    tracking_uri: str
+    sr_runs: list[str]
+
+
+def demo_report(r: DemoResults) -> str:
+    """The page, as HTML."""
+    truth_known = "test" in r.faces
+    body = [
+        "<h1>facelab</h1>",
+        "<p class=lead>Real low-resolution faces suffer blur, noise and compression that nobody can write down. A "
+        "<b>styleVAE</b> learnt them from <i>unpaired</i> faces; super-resolution networks then trained on the pairs it "
+        f"made. Preset <code>{r.config.preset}</code>, seed {r.config.seed}, {sum(r.seconds.values()):.0f} s in all.</p>",
+        _headline(r),
+        "<h2>1 · What the styleVAE made of sharp faces</h2>",
+        _degradation_picture(r, truth_known),
+        _degradation_table(r, truth_known),
+        "<h2>2 · What each network makes of unseen faces</h2>",
+        _sr_picture(r, truth_known),
+        "<h2>3 · Numbers</h2>",
+        _sr_table(r, truth_known),
+        "<h2>4 · Training</h2>",
+        _curves(r),
+        "<h2>5 · How each number was computed</h2>",
+        _methods(r, truth_known),
+        "<h2>6 · Go on</h2>",
+        _commands(r),
+    ]
+    return _PAGE.format(title="facelab demo", body="\n".join(body))
+
+
+def _headline(r: DemoResults) -> str:
+    learnt, bicubic = r.summary["degradation_distance_learnt"], r.summary["degradation_distance_bicubic"]
+    ratio = bicubic / max(learnt, 1e-9)
+    verdict = f"{ratio:.1f} times closer to" if learnt < bicubic else f"{1 / ratio:.1f} times farther from"
+    return (
+        f"<p class=verdict>On held-out faces the learnt LR is <b>{verdict}</b> real LR than bicubic LR is: spectral "
+        f"distance {learnt:.3f} against {bicubic:.3f}; two sets of real LR are "
+        f"{r.summary['degradation_distance_floor']:.3f} apart.</p>"
+    )
+
+
+def _picture(rows: list[tuple[str, torch.Tensor]], cell: int) -> str:
+    parts = []
+    for label, images in rows:
+        data = base64.b64encode(encode_png(grid([images[:_COLUMNS]], cell))).decode()
+        parts.append(
+            f'<div class=row><span>{label}</span><img alt="{html.escape(label)}" src="data:image/png;base64,{data}"></div>'
+        )
+    return f"<div class=pictures>{''.join(parts)}</div>"
+
+
+def _degradation_picture(r: DemoResults, truth_known: bool) -> str:
+    pairs = load_pairs(storage.join(r.config.output, "test_pairs"))
+    size = pairs.lr.shape[-1]
+    rows = [("sharp test face", pairs.hr), ("bicubic LR", resize(pairs.hr[:_COLUMNS], size)), ("styleVAE LR", pairs.lr)]
+    if truth_known:
+        rows.append(("true LR of the same faces", load_pairs(r.faces["test"]).lr))
+    rows.append(("real LR of other people", load_faces(r.faces["real"], size).images))
+    return _picture(rows, 96)
+
+
+def _models(r: DemoResults) -> dict[str, model_store.TrainedModel]:
+    return {name: model_store.load_model(storage.join(r.config.output, name.lower()), "sr") for name in r.sr_runs}
+
+
+def _sr_picture(r: DemoResults, truth_known: bool) -> str:
+    models = _models(r)
+    size, scale = next((m.hr_size, m.scale) for m in models.values())
+    test = load_pairs(r.test)
+    real = load_faces(r.faces["real"], size // scale).images[:_COLUMNS]
+
+    def rows(lr: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        outputs = [(name, model_store.super_resolve(model, lr)) for name, model in models.items()]
+        return [("input", lr), ("bicubic", resize(lr, size)), *outputs]
+
+    kind = "the known nuisance" if truth_known else "styleVAE LR"
+    truth = ("truth", test.hr[:_COLUMNS])
+    return (
+        f"<h3>Test faces, with truth ({kind})</h3>" + _picture([*rows(test.lr[:_COLUMNS]), truth], 112)
+        + "<h3>Real low-resolution faces, without</h3>" + _picture(rows(real), 112)
+    )  # fmt: skip
+
+
+def _degradation_table(r: DemoResults, truth_known: bool) -> str:
+    names = [key.removesuffix("_learnt") for key in r.summary if key.endswith("_learnt")]
+    head = "<tr><th>distance to real LR<th>styleVAE LR<th>bicubic LR<th>floor (real to real)</tr>"
+    lines = []
+    for name in names:
+        values = [r.summary[f"{name}_{kind}"] for kind in ("learnt", "bicubic", "floor")]
+        cells = [f"<td>{'<b>' if v == min(values[:2]) and i < 2 else ''}{v:.4g}</b>" for i, v in enumerate(values)]
+        lines.append(f"<tr><td>{name.replace('_', ' ')}{''.join(cells)}</tr>")
+    return f"<table>{head}{''.join(lines)}</table>"
+
+
+def _sr_table(r: DemoResults, truth_known: bool) -> str:
+    fd = next(key for key in r.table["bicubic"] if key.startswith("fd_") and isinstance(r.table["bicubic"][key], float))
+    metrics = {"psnr_rgb": ("PSNR RGB, dB", 1), "psnr_y": ("PSNR Y, dB", 1), "ssim_rgb": ("SSIM RGB", 1),
+               "ssim_y": ("SSIM Y", 1), fd: (f"{fd}, real faces", -1)}  # fmt: skip
+    head = "".join(f"<th>{title} {'↑' if sense > 0 else '↓'}" for title, sense in metrics.values())
+    best = {m: max(row[m] * sense for row in r.table.values()) for m, (_, sense) in metrics.items()}
+    lines = []
+    for name, row in r.table.items():
+        cells = "".join(
+            f"<td>{'<b>' if row[m] * sense == best[m] else ''}{row[m]:.4g}</b>" for m, (_, sense) in metrics.items()
+        )
+        lines.append(f"<tr><td>{name}{cells}</tr>")
+    note = "B: trained on bicubic pairs, S: on styleVAE pairs, for the same number of steps."
+    return f"<table><tr><th>{head}</tr>{''.join(lines)}</table><p class=note>{note}</p>"
+
+
+def _curves(r: DemoResults) -> str:
+    def history(folder: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+        found = np.array(sorted(set(metric_history(r.tracking_uri, r.runs[folder], name)))).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
+    figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
+    for term in ("content", "style"):
+        axes[0].plot(*history("stylevae", f"train/{term}"), label=term, lw=1)
+    axes[0].set(title="styleVAE: content and style loss", yscale="log")
+    for term in ("kl", "mi"):
+        x, y = history("stylevae", f"train/{term}")
+        axes[1].plot(x, y, label=f"{term}, nats", lw=1)
+    axes[1].set(title="styleVAE: KL and mutual information")
+    axes[2].plot(*history("stylevae", "val/fd"), label="Fréchet distance", color="tab:green")
+    axes[2].set(title="styleVAE: held-out faces", yscale="log")
+    for name in r.sr_runs:
+        axes[3].plot(*history(name.lower(), "val/psnr_rgb"), label=name)
+    axes[3].set(title="SR: PSNR on held-out training pairs, dB")
+    for axis in axes:
+        axis.legend(fontsize=8)
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    note = "The PSNR curves of B and S are on their own kind of LR, which differs in difficulty; compare the table instead."
+    return f"<div class=curves>{buffer.getvalue().split('?>', 1)[-1]}</div><p class=note>{note}</p>"
+
+
+def _methods(r: DemoResults, truth_known: bool) -> str:
+    e = r.table["bicubic"]
+    fd = next(key for key in e if key.startswith("fd_") and isinstance(e[key], float))
+    own = (
+        "the LR that the known nuisance pipeline made of the very same faces; training saw only images that it made of "
+        "other identities" if truth_known else "the real test faces; the floor compares them with the real training faces"
+    )  # fmt: skip
+    warning = f" {e['fd_warning']}." if "fd_warning" in e else ""
+    items = [
+        "<b>degradation distance</b> D(A, B): mean over radii 1..h/2 of |a_r − b_r|, a_r the mean over images of the mean "
+        "of log10(|FFT₂(luma)|² + 1) over the ring r. Never a loss, never used to choose a checkpoint. Real LR is here: "
+        f"{own}.",
+        "<b>highpass …</b>: absolute difference of mean, variance and kurtosis of luma minus its Gaussian blur (σ 1 px).",
+        f"<b>PSNR, SSIM</b>: per image on uint8, then the mean over {e['n']} faces; no crop. Y is BT.601 studio range; SSIM "
+        "has an 11x11 Gaussian window of σ 1.5, valid region. LR of the test faces: "
+        + ("the known nuisance." if truth_known else "styleVAE LR made of them, as in the paper's Table 1."),
+        f"<b>{fd}</b>: Fréchet distance between super-resolved real faces (N = {e['n_real']}) and the sharp training faces "
+        f"(N = {e['n_reference']}), over {e['fd_dims']} channels of layer {e['fd_layer']}, averaged over positions. It is not "
+        f"FID, which means Inception.{warning}",
+        "LR and HR are resized by one function, antialiased bicubic. Means of every stage are in its summary.json, each "
+        "image's numbers in evaluation/…/per_image.parquet.",
+    ]
+    return "<ul>" + "".join(f"<li>{item}" for item in items) + "</ul>"
+
+
+def _commands(r: DemoResults) -> str:
+    out, faces = r.config.output, r.faces
+    commands = [
+        ("compare the runs and open the registered models", f"uv run mlflow ui --backend-store-uri {r.tracking_uri}"),
+        ("train longer", f"uv run python -m jobs.train_degrader --preset demo --max-steps 2000 --hr {faces['hr']} --lr "
+         f"{faces['lr']} --output {out}/stylevae-longer"),
+        ("another SR model on the same pairs", f"uv run python -m jobs.train_sr --preset demo --model edsr --pairs {out}/pairs "
+         f"--output {out}/edsr-s"),
+        ("search the loss weights", f"uv run python -m jobs.sweep --preset demo --hr {faces['hr']} --lr {faces['lr']} --output "
+         f"{out}/sweep"),
+        ("your own faces", "make demo HR=folder LR=folder TEST=folder REAL=folder OUT=outputs/own"),
+    ]  # fmt: skip
+    return "".join(f"<p>{title}<pre>{html.escape(command)}</pre>" for title, command in commands)
+
+
+_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>{title}</title><style>
+body{{font:16px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem;color:#1c2430}}
+h1{{margin-bottom:0}}h2{{margin-top:2.4rem;border-bottom:1px solid #dde3ea;padding-bottom:.2rem}}.lead{{font-size:1.1rem}}
+.verdict{{background:#eef6f0;border-left:4px solid #3a9a5b;padding:.7rem 1rem}}.note{{color:#66707c;font-size:.9rem}}
+.row{{display:flex;align-items:center;margin:2px 0}}.row span{{flex:0 0 150px;font-size:.9rem;color:#47515d}}
+.row img{{max-width:calc(100% - 150px);image-rendering:pixelated}}.pictures{{overflow-x:auto}}
+table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.3rem .9rem;border-bottom:1px solid #e3e8ee;text-align:right}}
+td:first-child,th:first-child{{text-align:left}}pre{{background:#f4f6f8;padding:.6rem .8rem;overflow-x:auto}}
+.curves svg{{width:100%;height:auto}}
+</style><body>{body}</body></html>
+"""
