@@ -18,7 +18,8 @@ def work(config: SynthesizeConfig, run: Any) -> dict[str, Any]:
 
 def plan(config: SynthesizeConfig) -> str:
     return (
-        f"degrade the faces of {config.hr} with {config.degrader}, {config.variants} LR each, by {config.actors} actors; "
+        f"degrade the faces of {config.hr} with {config.degrader}, {config.variants} LR each, by "
+        f"{config.actors} actors; "
         f"write pair shards to {config.output}"
     )
 

@@ -101,5 +101,5 @@ class AttentiveSR(nn.Module):
 
     def gammas(self) -> dict[str, float]:
         """The learnt weight of each GA module (γ, the λ of Eq. 9): 0 means that the attention is not used."""
-        blocks = (block for block in self.body if isinstance(block, GARB) and self.config.use_global)
-        return {f"gamma/{i}": float(block.attention.gamma) for i, block in enumerate(blocks)}
+        modules = (module for module in self.body.modules() if isinstance(module, GlobalAttention))
+        return {f"gamma/{i}": float(module.gamma) for i, module in enumerate(modules)}

@@ -1,4 +1,4 @@
-"""Frozen feature networks: the φ of Eq. 3–4 and the features of Fréchet distances. Weights are given, never fetched here."""
+"""Frozen feature networks: the φ of Eq. 3–4 and of Fréchet distances. Weights are given, never fetched here."""
 
 from dataclasses import dataclass
 
@@ -55,6 +55,7 @@ class FeatureNetwork(nn.Module):
         self.name, self.layers, self.min_size = name, tuple(layers), min_size
         indices = {spec.layers[layer]: layer for layer in layers}
         network = {"vgg16": vgg16, "mobilenet_v2": mobilenet_v2}[name](weights=None).features
+        assert isinstance(network, nn.Sequential)
         own = {key.removeprefix("features."): value for key, value in weights.items() if key.startswith("features.")}
         network.load_state_dict(own)
         self.network = network[: max(indices) + 1].eval().requires_grad_(False)

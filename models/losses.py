@@ -17,7 +17,7 @@ def kl_divergence(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 
 def gram_matrix(features: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, C, C): F·Fᵀ / (C·H·W), the channel correlations of the style loss (Eq. 4)."""
-    batch, channels, height, width = features.shape
+    _, channels, height, width = features.shape
     flat = _at_least_float32(features).flatten(2)  # (B, C, H·W)
     return flat @ flat.transpose(1, 2) / (channels * height * width)
 

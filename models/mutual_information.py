@@ -1,4 +1,4 @@
-"""Mutual information between real and generated LR: the Donsker–Varadhan bound of MINE (Belghazi et al., arXiv 1801.04062)."""
+"""Mutual information of real and generated LR: the Donsker–Varadhan bound of MINE (Belghazi et al., 1801.04062)."""
 
 import math
 

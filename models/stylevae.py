@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ class ContentEncoder(nn.Sequential):
             raise ValueError(f"styleVAE needs a scale that is a power of two, not {scale}")
         widths = [max(channels // 2 ** (steps - i), 8) for i in range(steps)] + [channels]
         layers: list[nn.Module] = [_conv(3, widths[0]), nn.LeakyReLU(0.2)]
-        for inputs, outputs in zip(widths, widths[1:], strict=False):
+        for inputs, outputs in pairwise(widths):
             layers += [_conv(inputs, outputs, stride=2), nn.LeakyReLU(0.2)]
         super().__init__(*layers, _conv(channels, channels))
 

@@ -25,14 +25,14 @@ def ray_session() -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address=address, log_to_driver=True, logging_level="warning")
+        ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
     else:
         # At least 2 CPUs by count, so that a worker and its data do not wait for each other on a small machine.
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2),
             include_dashboard=False,
-            logging_level="warning",
+            logging_level=logging.WARNING,
         )
     try:
         yield

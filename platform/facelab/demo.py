@@ -197,4 +197,5 @@ def run_demo(config: DemoConfig, run: JobRun) -> dict[str, Any]:
 def demo_plan(config: DemoConfig) -> str:
     source = f"{config.hr}, {config.lr}, {config.test} and {config.real}" if config.hr else "sample faces"
     stages = json.dumps(list(SR_RUNS))
-    return f"take {source}; train a styleVAE, synthesise pairs, train {stages}, evaluate; write {config.output}/report.html"
+    steps = f"train a styleVAE, synthesise pairs, train {stages}, evaluate"
+    return f"take {source}; {steps}; write {config.output}/report.html"

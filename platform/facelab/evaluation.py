@@ -1,4 +1,4 @@
-"""A model on a test set: PSNR and SSIM where truth exists, a Fréchet distance over a named network where it does not."""
+"""A model on a test set: PSNR and SSIM where truth exists, else a Fréchet distance over a named network."""
 
 import io
 from typing import Any, ClassVar, Literal
@@ -99,7 +99,8 @@ def _with_truth(config: EvaluateConfig, model: model_store.TrainedModel, device:
         lr = resize(hr, model.hr_size // model.scale)
     if lr.shape[-1] * model.scale != hr.shape[-1]:
         raise UsageError(
-            f"{config.test}: pairs are {lr.shape[-1]} -> {hr.shape[-1]} px, but {config.model} enlarges {model.scale} times"
+            f"{config.test}: pairs are {lr.shape[-1]} -> {hr.shape[-1]} px, but {config.model} enlarges "
+            f"{model.scale} times"
         )
     sr = model_store.super_resolve(model, lr, device)
     columns: dict[str, list] = {"id": ids}

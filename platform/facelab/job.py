@@ -10,7 +10,7 @@ from facelab import storage
 from facelab.config import JobConfig, parse, to_yaml
 from facelab.errors import UsageError
 
-# tracking (MLflow takes seconds to import) is loaded when a run begins, so that --help and wrong options answer at once.
+# tracking is loaded when a run begins: MLflow takes seconds to import, and wrong options should be told at once.
 
 C = TypeVar("C", bound=JobConfig)
 

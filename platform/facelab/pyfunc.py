@@ -10,6 +10,7 @@ import torch
 from facelab import model_store
 from facelab.images import to_float, to_uint8
 from facelab.seeding import generator_for
+from models.stylevae import StyleVAE
 
 
 class _SuperResolution:
@@ -29,6 +30,7 @@ class _Degrader:
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """(B, 3, H, W) uint8 -> (B, 3, H/scale, W/scale) uint8, in styles drawn from the prior by params["seed"]."""
         network = self.model.network
+        assert isinstance(network, StyleVAE)
         hr = to_float(torch.from_numpy(np.ascontiguousarray(images)))
         noise = generator_for((params or {}).get("seed", 0), "pyfunc")
         style = torch.randn(len(hr), network.config.style_dim, generator=noise)

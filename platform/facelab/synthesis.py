@@ -18,7 +18,7 @@ from facelab.errors import UsageError
 from facelab.images import BadImage, encode_png, to_float, to_uint8, training_image
 from facelab.seeding import generator_for, seed_for
 from models.resize import resize
-from models.stylevae import reparameterise
+from models.stylevae import StyleVAE, reparameterise
 
 # A whole CPU per reading task would never be free beside actors that fill a small machine: a silent deadlock.
 _READER_CPUS = 0.25
@@ -126,7 +126,10 @@ def _faces(config: SynthesizeConfig) -> ray.data.Dataset:
         per_task = config.rows_per_shard
     blocks = -(-len(items) // per_task)
     return ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-        _read, batch_size=per_task, num_cpus=_READER_CPUS, fn_kwargs={"source": config.hr}
+        _read,  # pyrefly: ignore
+        batch_size=per_task,
+        num_cpus=_READER_CPUS,
+        fn_kwargs={"source": config.hr},
     )
 
 
@@ -211,6 +214,7 @@ class Degrader:
     def _forward(self, hr: torch.Tensor, digests: list[str], chosen: list[int | None], variant: int) -> torch.Tensor:
         assert self.model is not None
         network, count, size = self.model.network, len(hr), self.config.micro_batch
+        assert isinstance(network, StyleVAE)
         device = next(network.parameters()).device
         noise = torch.stack(
             [

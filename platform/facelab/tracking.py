@@ -99,21 +99,28 @@ class JobRun:
             example = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), np.uint8)
             tensor = Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1))])
             params = ParamSchema([ParamSpec("seed", "long", 0)]) if meta["kind"] == "degrader" else None
+            signature = ModelSignature(tensor, tensor, params)  # pyrefly: ignore  (None is its default)
+            packages = [
+                "torch",
+                "torchvision",
+                "safetensors",
+                "numpy",
+                "pillow",
+                "pyarrow",
+                "pydantic",
+                "tyro",
+                "pyyaml",
+                "tqdm",
+            ]
             with mlflow.start_run(run_id=self.id):
                 info = mlflow.pyfunc.log_model(
                     name="model",
                     loader_module="facelab.pyfunc",
                     data_path=str(local),
                     code_paths=code,
-                    signature=ModelSignature(inputs=tensor, outputs=tensor, params=params),
+                    signature=signature,
                     input_example=example,
-                    pip_requirements=[
-                        f"{p}=={metadata.version(p)}" for p in ("torch", "torchvision", "safetensors", "numpy")
-                    ]
-                    + [
-                        f"{p}=={metadata.version(p)}"
-                        for p in ("pillow", "pyarrow", "pydantic", "tyro", "pyyaml", "tqdm")
-                    ],
+                    pip_requirements=[f"{package}=={metadata.version(package)}" for package in packages],
                     registered_model_name=name,
                     metadata={"facelab": meta["kind"], "network": meta["name"], "sha256": meta["sha256"]},
                 )
@@ -170,20 +177,20 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
     except mlflow.MlflowException as error:
         reason = str(error).splitlines()[0][:200]
         raise UsageError(f"--tracking-uri {without_secret(uri)}: MLflow cannot be reached: {reason}") from error
-    job = JobRun(client, uri, run.info.run_id)
+    tracked = JobRun(client, uri, run.info.run_id)
     values = flatten(json.loads(config.model_dump_json(exclude=set(_HIDDEN))))
-    client.log_batch(job.id, params=[Param(key, str(value)[:500]) for key, value in values.items()])
-    job.text(to_yaml(config), "config.yaml")
-    job.text(environment(), "environment.txt")
+    client.log_batch(tracked.id, params=[Param(key, str(value)[:500]) for key, value in values.items()])
+    tracked.text(to_yaml(config), "config.yaml")
+    tracked.text(environment(), "environment.txt")
     status = "FAILED"
     try:
-        yield job
+        yield tracked
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        client.set_terminated(job.id, status)
+        client.set_terminated(tracked.id, status)
 
 
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:

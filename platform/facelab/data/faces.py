@@ -86,8 +86,14 @@ def face_row(identifier: str, data: bytes, source: str, min_side: int = MIN_SIDE
         data = encode_png(image)
     digest = hashlib.sha256(data).hexdigest()
     return dict(
-        id=identifier, image=data, height=height, width=width, source=source, split=shards.split_of(identifier), sha256=digest
-    )  # fmt: skip
+        id=identifier,
+        image=data,
+        height=height,
+        width=width,
+        source=source,
+        split=shards.split_of(identifier),
+        sha256=digest,
+    )
 
 
 def is_shard_set(uri: str, kind: str) -> bool:
@@ -148,7 +154,11 @@ def load_faces(uri: str, size: int, *, progress: bool = False) -> FaceSet:
 
     faces = []
     rows = tqdm(
-        iterate_faces(uri, lambda *r: bad.append(r)), f"reading {uri}", unit="face", disable=not progress, leave=False
+        iterate_faces(uri, lambda name, reason: bad.append((name, reason))),
+        f"reading {uri}",
+        unit="face",
+        disable=not progress,
+        leave=False,
     )
     with ThreadPoolExecutor(4) as pool:
         for chunk in _chunks(rows, 256):

@@ -64,7 +64,7 @@ def _downsample(image: np.ndarray, scale: int, rng: np.random.Generator) -> np.n
 def _sensor_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Shot noise that grows with brightness plus read noise, most of it common to the three channels."""
     sigma = rng.uniform(2, 9) * np.sqrt(0.35 + 0.65 * np.clip(image, 0, 255) / 255)
-    grain = rng.normal(size=image.shape[:2] + (1,)) * 0.85 + rng.normal(size=image.shape) * 0.5
+    grain = rng.normal(size=(*image.shape[:2], 1)) * 0.85 + rng.normal(size=image.shape) * 0.5
     return image + sigma * grain
 
 

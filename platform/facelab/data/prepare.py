@@ -58,7 +58,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
 
     blocks = -(-len(files) // config.rows_per_shard)
     dataset = ray.data.from_items([{"name": n, "uri": u} for n, u in files], override_num_blocks=blocks)
-    results = dataset.map_batches(task, batch_size=config.rows_per_shard).take_all()
+    results = dataset.map_batches(task, batch_size=config.rows_per_shard).take_all()  # pyrefly: ignore
 
     rejected = [row for result in results for row in result["rejected"]]
     usable = sum(result["rows"] for result in results)

@@ -1,6 +1,6 @@
-"""Seeded parametric faces, drawn by signed distances, so that everything runs and can be judged without a download.
+"""Seeded parametric faces, drawn by signed distances: everything runs and can be judged without a download.
 
-A face is a function of (seed, identity, size): identities are independent, the same identity looks the same at any size.
+A face is a function of (seed, identity, size); an identity looks the same at any size.
 """
 
 import numpy as np
@@ -57,7 +57,13 @@ class _Painter:
         columns = (np.arange(self.size) + 0.5) / self.size * cells_x + 1
         return ndimage.map_coordinates(grid, np.meshgrid(rows, columns, indexing="ij"), order=3, mode="nearest")
 
-    def _paint(self, distance: np.ndarray, colour: np.ndarray, opacity: float = 1.0, softness: float = 0.0) -> None:
+    def _paint(
+        self,
+        distance: np.ndarray,
+        colour: np.ndarray | tuple[int, int, int],
+        opacity: float = 1.0,
+        softness: float = 0.0,
+    ) -> None:
         """Lay `colour`, (3,) or (size, size, 3), over the inside of a shape; edges are antialiased over one pixel."""
         mask = np.clip(0.5 - distance / (self.pixel + softness), 0, 1)[..., None] * opacity
         self.image = self.image * (1 - mask) + np.asarray(colour, float) * mask

@@ -22,8 +22,7 @@ _FIRST_IDENTITY = {"hr": 0, "lr": 10_000_000, "test": 20_000_000, "real": 30_000
 
 
 class SampleFacesConfig(JobConfig):
-    """Draw sample faces: OUTPUT/hr and /lr to train on; /test, pairs with known truth (/test_hr: their sharp side); /real,
-    more of the same LR."""
+    """Draw sample faces: hr and lr to train on, test pairs with known truth (test_hr: their sharp side), real LR."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "debug": {"n_hr": 60, "n_lr": 60, "n_test": 8, "n_real": 8},

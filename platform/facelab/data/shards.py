@@ -1,4 +1,4 @@
-"""Parquet shard sets: schemas of face and pair shards, atomic writing, manifest written last, hash of the rows alone."""
+"""Parquet shard sets: schemas of face and pair shards, atomic writes, manifest last, hash of the rows alone."""
 
 import hashlib
 import io

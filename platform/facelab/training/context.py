@@ -1,4 +1,4 @@
-"""What the training loop knows of the world: rank, device, checkpoints, progress. The same loop runs with and without Ray."""
+"""What the training loop knows of the world, with and without Ray: rank, device, checkpoints, progress."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ from facelab.training import checkpoint
 class Progress(Protocol):
     """The part of tqdm that is used; Ray's tqdm_ray has it too."""
 
-    def update(self, n: int = 1) -> None: ...
-    def set_description(self, desc: str) -> None: ...
+    def update(self, n: int = 1, /) -> object: ...
+    def set_description(self, desc: str, /) -> object: ...
     def close(self) -> None: ...
 
 
@@ -27,7 +27,9 @@ class Context(Protocol):
 
     rank: int
     world_size: int
-    device: torch.device
+
+    @property
+    def device(self) -> torch.device: ...
 
     def prepare(self, objective: nn.Module) -> nn.Module:
         """Move to the device and, among several workers, average gradients in backward."""
@@ -53,6 +55,7 @@ class LocalContext:
 
     rank = 0
     world_size = 1
+    device: torch.device
 
     def __init__(self, output: str, keep: int = 2, show_progress: bool = True):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -188,7 +188,9 @@ class StyleVAEStage:
         self.steps_per_epoch = -(-len(self.hr) // config.batch_size)
         torch.manual_seed(config.seed)
         self.networks = nn.ModuleDict({"main": StyleVAE(config.scale, **vars(config.stylevae))})
-        self.optimisers = {"main": torch.optim.Adam(self.networks["main"].parameters(), config.learning_rate)}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "main": torch.optim.Adam(self.networks["main"].parameters(), config.learning_rate)
+        }
         if config.weights.lambda_mi > 0:
             self.networks["statistics"] = StatisticsNetwork()
             # MINE's own rate: T_θ has to keep up with the generator.
@@ -204,7 +206,9 @@ class StyleVAEStage:
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context
         self.judge.to(context.device)
-        self.objective = context.prepare(torch.compile(self.objective) if compute.compile else self.objective)
+        if compute.compile:
+            self.objective.compile()
+        self.objective = context.prepare(self.objective)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         hr, lr = self._batch(step)
@@ -224,6 +228,7 @@ class StyleVAEStage:
     @torch.no_grad()
     def _generate(self, network: nn.Module, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Held-out faces degraded in held-out styles, the same draw every time: HR, style LR, generated (uint8)."""
+        assert isinstance(network, StyleVAE)
         hr = self.held_hr.images[torch.arange(count) % len(self.held_hr)]
         style = self.held_lr.images[torch.arange(count) % len(self.held_lr)]
         generated = []
@@ -241,6 +246,7 @@ class StyleVAEStage:
     def validate(self, network: nn.Module) -> dict[str, float]:
         """fd: Fréchet distance of generated to held-out real LR over the selection layer; psnr_to_bicubic (dB): how
         much of the content's pixels is kept; kl_active_dims: style dimensions that carry more than 0.1 nats."""
+        assert isinstance(network, StyleVAE)
         count = min(self.config.validation_images, 4 * max(len(self.held_hr), len(self.held_lr)))
         hr, _, generated = self._generate(network, count)
         distance = FrechetDistance()

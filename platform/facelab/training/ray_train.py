@@ -10,6 +10,8 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.experimental import tqdm_ray
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch import nn
 from tqdm import tqdm
 
@@ -29,6 +31,10 @@ _COLLECTIVE_TIMEOUT_S = 300
 
 class RayContext:
     """One Ray Train worker: DDP over gloo or NCCL; checkpoints go to OUTPUT/checkpoints through ray.train.report."""
+
+    rank: int
+    world_size: int
+    device: torch.device
 
     def __init__(self, output: str):
         world = ray.train.get_context()
@@ -105,7 +111,7 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_WORKER_START_TIMEOUT_S))
     filesystem, path = storage.resolve(config.output)
 
-    def worker() -> Exception | None:
+    def worker() -> Any:
         if not use_gpu:
             torch.set_num_threads(max(int(config.compute.cpus_per_worker), 1))
         try:
@@ -115,21 +121,19 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
         return None
 
     resources = {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
-    trainer = ray.train.torch.TorchTrainer(
+    trainer = TorchTrainer(
         worker,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
-        run_config=ray.train.RunConfig(
+        run_config=RunConfig(
             name="checkpoints",
             storage_path=path,
             storage_filesystem=filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=config.compute.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            failure_config=FailureConfig(max_failures=config.compute.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
             callbacks=callbacks,
         ),
     )
-    error = trainer.fit().return_value
+    error = trainer.fit().return_value  # pyrefly: ignore  (its stub is of Train V1)
     if error is not None:
         raise error

@@ -121,12 +121,16 @@ class SRStage:
         except ValueError as error:
             raise UsageError(f"--model {config.model}: {error}") from error
         self.networks = nn.ModuleDict({"main": network})
-        self.optimisers = {"main": torch.optim.Adam(network.parameters(), config.learning_rate)}
+        self.optimisers: dict[str, torch.optim.Optimizer] = {
+            "main": torch.optim.Adam(network.parameters(), config.learning_rate)
+        }
         self.objective: nn.Module = SRObjective(network, config.pixel_loss)
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context
-        self.objective = context.prepare(torch.compile(self.objective) if compute.compile else self.objective)
+        if compute.compile:
+            self.objective.compile()
+        self.objective = context.prepare(self.objective)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         lr, hr = self._batch(step)
