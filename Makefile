@@ -7,13 +7,16 @@ PYTHON ?= python3
 OUT ?= outputs/demo
 SEED ?= 0
 
-.PHONY: demo test lint uv env
+.PHONY: demo test test-cluster lint uv env
 demo: env
 	uv run --no-sync python -m jobs.demo --output $(OUT) --seed $(SEED) \
 	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
 
 test: env lint
 	uv run --no-sync pytest
+
+test-cluster: env
+	uv run --no-sync pytest -m cluster --timeout 900
 
 lint: env
 	uv run --no-sync ruff check .

@@ -19,7 +19,8 @@ def gram_matrix(features: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, C, C): F·Fᵀ / (C·H·W), the channel correlations of the style loss (Eq. 4)."""
     _, channels, height, width = features.shape
     flat = _at_least_float32(features).flatten(2)  # (B, C, H·W)
-    return flat @ flat.transpose(1, 2) / (channels * height * width)
+    with torch.autocast(features.device.type, enabled=False):  # it would do the product in half precision
+        return flat @ flat.transpose(1, 2) / (channels * height * width)
 
 
 def content_loss(generated: dict[str, torch.Tensor], target: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -109,8 +109,8 @@ def _require_room(config: SynthesizeConfig) -> None:
     needed, has = config.actors * config.cpus_per_actor + _READER_CPUS, ray.cluster_resources().get("CPU", 0)
     if needed > has and "RAY_ADDRESS" not in os.environ:
         raise UsageError(
-            f"--actors {config.actors} of --cpus-per-actor {config.cpus_per_actor:g} and a reader need {needed:g} CPUs, "
-            f"but this machine has {has:g}: lower one of them, or set RAY_ADDRESS to a cluster"
+            f"--actors {config.actors} of --cpus-per-actor {config.cpus_per_actor:g} and a reader need {needed:g} "
+            f"CPUs, but this machine has {has:g}: lower one of them, or set RAY_ADDRESS to a cluster"
         )
 
 

@@ -220,6 +220,19 @@ def registered_model_folder(uri: str) -> str:
     return str(next(local.rglob("model.json")).parent)
 
 
+def end_stopped_trials(uri: str, experiment: str, parent: str) -> int:
+    """Mark the runs that a scheduler stopped before their end; returns how many. Their processes were killed."""
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    query = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
+    runs = client.search_runs([found.experiment_id], query, max_results=10_000)
+    for run in runs:
+        client.set_tag(run.info.run_id, "stopped_early", "true")
+        client.set_terminated(run.info.run_id, "FINISHED")
+    return len(runs)
+
+
 def metric_history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
     """(step, value) of one metric, for curves."""
     return [(m.step, m.value) for m in _client(uri).get_metric_history(run_id, name)]

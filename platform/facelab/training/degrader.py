@@ -170,7 +170,7 @@ class StyleVAEObjective(nn.Module):
 class StyleVAEStage:
     """Stage 1 for the training loop."""
 
-    selection = ("fd", "min")
+    selection: tuple[str, str] = ("fd", "min")
 
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
         self.config = config

@@ -11,12 +11,17 @@ from facelab.training.run import run_training
 
 def train_and_register(config: TrainConfig, run: JobRun) -> dict[str, Any]:
     """Run the job; returns its summary, with the registry URI of the network."""
-    for uri, kind in config.inputs():
-        is_shard_set(uri, kind)  # a wrong input is told before workers start
+    check_inputs(config)
     summary = run_training(config, lambda: run.logger(config.output))
     name = config.register_as or f"facelab-{config.model}"
     model_uri = run.register_model(storage.join(config.output, "model"), name)
     return summary | {"registered_model": model_uri}
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Raises UsageError where a URI holds nothing that can be trained on."""
+    for uri, kind in config.inputs():
+        is_shard_set(uri, kind)  # a wrong input is told before workers start
 
 
 def training_plan(config: TrainConfig) -> str:

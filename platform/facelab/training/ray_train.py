@@ -77,9 +77,7 @@ class RayContext:
         return bar
 
 
-def run_on_ray(
-    config: TrainConfig, make_logger: LoggerFactory, callbacks: list[ray.train.UserCallback] | None = None
-) -> None:
+def run_on_ray(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[ray.train.UserCallback]) -> None:
     """Train with config.workers Ray workers.
 
     Raises:
@@ -88,7 +86,7 @@ def run_on_ray(
     """
     with ray_session():
         use_gpu = _enough(config)
-        _fit(config, make_logger, callbacks or [], use_gpu)
+        _fit(config, make_logger, callbacks, use_gpu)
 
 
 def _enough(config: TrainConfig) -> bool:

@@ -1,7 +1,7 @@
 """A training job from config to model folder: the same function in the process itself and on every Ray worker."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from facelab import model_store, storage
@@ -53,8 +53,8 @@ def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFacto
         storage.write_text(storage.join(config.output, "training.json"), json.dumps(summary, indent=2))
 
 
-def run_training(config: TrainConfig, make_logger: LoggerFactory) -> dict[str, Any]:
-    """Train with config.workers; returns the summary.
+def run_training(config: TrainConfig, make_logger: LoggerFactory, ray_callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+    """Train with config.workers; returns the summary. `ray_callbacks` are ray.train.UserCallback, for Ray workers.
 
     Raises:
         UsageError: checkpoints in the way, or none to resume from.
@@ -68,7 +68,7 @@ def run_training(config: TrainConfig, make_logger: LoggerFactory) -> dict[str, A
     if config.workers:
         from facelab.training.ray_train import run_on_ray  # Ray is not needed, nor imported, without workers
 
-        run_on_ray(config, make_logger)
+        run_on_ray(config, make_logger, list(ray_callbacks))
     else:
         train_worker(config, LocalContext(config.output, config.keep_checkpoints), make_logger)
     return json.loads(storage.read_bytes(storage.join(config.output, "training.json")))

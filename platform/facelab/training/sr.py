@@ -39,12 +39,14 @@ class TrainSRConfig(TrainConfig):
         # About a minute on two cores.
         "demo": {
             "epochs": 100,
-            "max_steps": 300,
+            "max_steps": 250,
             "learning_rate": 1e-3,
             "ema_decay": 0.98,
             "attentive.channels": 32,
             "attentive.global_blocks": 2,
             "attentive.local_blocks": 2,
+            "attentive.window": 5,
+            "srcnn.kernels": [9, 1, 5],
             "edsr.size": "mini",
         },
         # § 4.1: 50 epochs, Adam 1e-4 (the default).
@@ -96,7 +98,7 @@ class SRObjective(nn.Module):
 class SRStage:
     """Stage 2 for the training loop. `data` are pairs, or faces whose LR is bicubic."""
 
-    selection = ("psnr_rgb", "max")
+    selection: tuple[str, str] = ("psnr_rgb", "max")
 
     def __init__(self, config: TrainSRConfig, data: PairSet | FaceSet):
         self.config = config

@@ -1,0 +1,220 @@
+"""Ray Tune over loss weights and ablation switches: the only file that imports it."""
+
+import json
+import math
+import os
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import ray
+from pydantic import Field, model_validator
+from ray import tune
+from ray.tune.integration.ray_train import TuneReportCallback
+
+from facelab import storage
+from facelab.config import JobConfig, Uri, build, preset_values
+from facelab.errors import UsageError
+from facelab.job import run_job
+from facelab.tracking import JobRun, RunLogger, end_stopped_trials
+from facelab.training.config import TrainConfig
+from facelab.training.degrader import LossWeights, TrainDegraderConfig
+from facelab.training.job import check_inputs
+from facelab.training.run import run_training
+from facelab.training.sr import TrainSRConfig
+
+_DRIVER_CPU = 0.01
+"""What a trial itself reserves when Ray Train workers do its work. Tune does not see their placement groups: with
+whole-CPU drivers, trials would hold all CPUs and wait for ever for their workers."""
+
+
+class SweepConfig(JobConfig):
+    """Search the loss weights, or run an ablation grid, with early stopping (ASHA) and repeated seeds."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "debug": {"samples": 2, "max_steps": 4, "grace_steps": 2},
+        "demo": {"samples": 4, "max_steps": 120, "grace_steps": 40},
+        "paper": {},
+    }
+
+    space: Literal["weights", "stylevae", "attention"] = "weights"
+    """weights: λ1–λ3, α, β of the styleVAE, log-uniform around the preset's; stylevae: AdaIN x MI (Table 3);
+    attention: GA x LA of the attentive network on bicubic LR (Table 4)."""
+    hr: Uri
+    """URI of sharp training faces."""
+    lr: Uri | None = None
+    """URI of real low-resolution training faces; the styleVAE spaces need it."""
+    samples: int = Field(default=20, ge=1)
+    """Points of the space `weights`; the grids have four."""
+    seeds: int = Field(default=1, ge=1)
+    """Every point is trained with so many seeds: seed, seed + 1, …"""
+    factor: float = Field(default=10, gt=1)
+    """Weights are drawn between the preset's divided and multiplied by this."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Steps of a trial that is not stopped early; default: the training preset's."""
+    grace_steps: int = Field(default=200, ge=1)
+    """ASHA stops no trial before this step."""
+    reduction: int = Field(default=3, ge=2)
+    """ASHA keeps one trial in so many at each rung."""
+    workers: int = Field(default=0, ge=0)
+    """Ray Train workers of each trial; 0 trains in the trial's own process."""
+    cpus_per_trial: float = Field(default=1, gt=0)
+    """CPUs of a trial without Ray Train workers; with them, of each worker."""
+
+    @model_validator(mode="after")
+    def _lr_given(self):
+        if self.space != "attention" and self.lr is None:
+            raise ValueError(f"space {self.space} trains a styleVAE and needs --lr")
+        return self
+
+
+def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
+    """Every trial: its name and the options that it sets. A function of the config alone."""
+    points: list[tuple[str, dict[str, Any]]] = []
+    if config.space == "weights":
+        centre = preset_values(TrainDegraderConfig, config.preset).get("weights", {})
+        base = build(LossWeights, **centre)
+        for i in range(config.samples):
+            rng = np.random.default_rng((config.seed, i))
+            weights = {
+                name: float(value * config.factor ** rng.uniform(-1, 1)) for name, value in base.model_dump().items()
+            }
+            points.append((f"weights-{i:03d}", {"weights": weights}))
+    else:
+        for first in (False, True):
+            for second in (False, True):
+                signs = f"{'+' if first else '-'}{{}}{'+' if second else '-'}{{}}"
+                if config.space == "stylevae":
+                    options: dict[str, Any] = {"stylevae": {"use_adain": first}}
+                    if not second:
+                        options["weights"] = {"lambda_mi": 0.0}
+                    points.append((signs.format("adain", "mi"), options))
+                else:
+                    switches = {"use_global": first, "use_local": second}
+                    points.append((signs.format("ga", "la"), {"attentive": switches}))
+    return [
+        {"name": f"{name}-seed{config.seed + s}", "point": name, "seed": config.seed + s, "options": options}
+        for name, options in points
+        for s in range(config.seeds)
+    ]
+
+
+def trial_config(config: SweepConfig, trial: dict[str, Any], tracking_uri: str) -> TrainConfig:
+    """The training config of one trial."""
+    kind: type[TrainConfig] = TrainSRConfig if config.space == "attention" else TrainDegraderConfig
+    values = preset_values(kind, config.preset)
+    for group, options in trial["options"].items():
+        values[group] = values.get(group, {}) | options
+    values |= {"hr": config.hr, "output": storage.join(config.output, "trials", trial["name"]), "seed": trial["seed"]}
+    values |= {"tracking_uri": tracking_uri, "experiment": config.experiment, "workers": config.workers}
+    values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
+    values |= {"max_steps": config.max_steps} if config.max_steps else {}
+    values["checkpoint_every"] = 10**9  # only at the ends of epochs, where the metric is known: ASHA needs it
+    values["compute"] = {"cpus_per_worker": config.cpus_per_trial}
+    return build(kind, **values)
+
+
+class _TuneLogger(RunLogger):
+    """Also tells Tune, for a trial that trains in its own process."""
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        super().metrics(step, values)
+        validated = {name.removeprefix("val/"): value for name, value in values.items() if name.startswith("val/")}
+        if validated:
+            self.flush()  # Tune may end this process at its report
+            tune.report(validated | {"step": step})
+
+
+def _concurrent_trials(config: SweepConfig) -> int:
+    """How many trials the cluster holds at once.
+
+    Raises:
+        UsageError: not even one.
+    """
+    needed, has = config.cpus_per_trial * max(config.workers, 1), ray.cluster_resources().get("CPU", 0)
+    count = math.floor((has - _DRIVER_CPU * 16) / needed) if config.workers else math.floor(has / needed)
+    if count < 1 and "RAY_ADDRESS" not in os.environ:
+        raise UsageError(
+            f"a trial needs {needed:g} CPUs (--workers {config.workers}, --cpus-per-trial {config.cpus_per_trial:g}), "
+            f"but there are {has:g}: lower one of them, or set RAY_ADDRESS to a cluster"
+        )
+    return max(count, 1)
+
+
+def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
+    """Run every trial of the table; returns the summary and writes OUTPUT/trials.json.
+
+    Raises:
+        UsageError: unusable inputs, or trials that can never start.
+        RuntimeError: every trial failed.
+    """
+    trials = trial_table(config)
+    check_inputs(trial_config(config, trials[0], run.uri))
+    if storage.exists(storage.join(config.output, "trials")):
+        raise UsageError(f"{config.output}: has trials of an earlier sweep: choose another --output")
+    metric, mode = ("psnr_rgb", "max") if config.space == "attention" else ("fd", "min")
+    longest = trial_config(config, trials[0], run.uri).max_steps or 10**9
+    tracking_uri, parent = run.uri, run.id
+
+    def train_trial(params: dict[str, Any]) -> None:
+        trial = params["trial"]
+
+        def work(training: TrainConfig, nested: JobRun) -> dict[str, Any]:
+            if training.workers:
+                return run_training(
+                    training, lambda: nested.logger(training.output), ray_callbacks=[TuneReportCallback()]
+                )
+            return run_training(training, lambda: _TuneLogger(nested.uri, nested.id, training.output))
+
+        run_job(trial["name"], trial_config(config, trial, tracking_uri), work, parent=parent)
+
+    filesystem, path = storage.resolve(config.output)
+    cpus = _DRIVER_CPU if config.workers else config.cpus_per_trial
+    tuner = tune.Tuner(
+        tune.with_resources(train_trial, {"CPU": cpus}),
+        param_space={"trial": tune.grid_search(trials)},
+        tune_config=tune.TuneConfig(
+            metric=metric,
+            mode=mode,
+            max_concurrent_trials=_concurrent_trials(config),
+            scheduler=tune.schedulers.ASHAScheduler(
+                time_attr="step",
+                max_t=longest,
+                grace_period=min(config.grace_steps, longest),
+                reduction_factor=config.reduction,
+            ),
+        ),
+        run_config=tune.RunConfig(
+            name=f"tune-{parent[:8]}", storage_path=path, storage_filesystem=filesystem, verbose=1
+        ),
+    )
+    results = tuner.fit()
+    stopped = end_stopped_trials(run.uri, config.experiment, parent)
+    rows = [_row(result, metric) for result in results]
+    done = [row for row in rows if row["error"] is None and row[metric] is not None]
+    storage.write_text(storage.join(config.output, "trials.json"), json.dumps(rows, indent=2))
+    run.text(json.dumps(rows, indent=2), "trials.json")
+    if not done:
+        raise RuntimeError(f"every trial failed; the first: {rows[0]['error']}")
+    for row in sorted(done, key=lambda row: row[metric], reverse=mode == "max"):
+        print(f"{row['name']:32} {metric} {row[metric]:.5g}  steps {row['steps']}")
+    best = (min if mode == "min" else max)(_points(done, metric), key=lambda point: point[1])
+    counts = {"n_trials": len(rows), "n_failed": len(rows) - len(done), "n_stopped_early": stopped}
+    return {"best_point": best[0], f"best_{metric}": best[1], **counts}
+
+
+def _row(result: Any, metric: str) -> dict[str, Any]:
+    trial, metrics = result.config["trial"], result.metrics or {}
+    error = str(result.error).splitlines()[-1] if result.error else None
+    return {**trial, metric: metrics.get(metric), "steps": metrics.get("step"), "error": error}
+
+
+def _points(rows: list[dict[str, Any]], metric: str) -> list[tuple[str, float]]:
+    """Mean of the metric over the seeds of each point."""
+    names = dict.fromkeys(row["point"] for row in rows)
+    return [(name, float(np.mean([row[metric] for row in rows if row["point"] == name]))) for name in names]
+
+
+def sweep_plan(config: SweepConfig) -> str:
+    trials = trial_table(config)
+    lines = [f"{trial['name']}: {trial['options']}" for trial in trials[:40]]
+    return f"{len(trials)} trials below {config.output}/trials:\n#   " + "\n#   ".join(lines)

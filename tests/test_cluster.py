@@ -1,0 +1,159 @@
+"""The ways it is used beyond one folder: job submission with a token, S3, the cluster file. Real servers, on loopback."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from conftest import ROOT
+from facelab import model_store
+from models import StyleVAE
+
+pytestmark = pytest.mark.cluster
+KEY, SECRET = "facelab-test-key", "facelab-test-secret"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def job(name: str, *arguments: str, env: dict[str, str], expect: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", f"jobs.{name}", *arguments], capture_output=True, text=True, cwd=ROOT, env=os.environ | env
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def save_degrader(place: Path) -> str:
+    torch.manual_seed(3)
+    model_store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    return str(place)
+
+
+@contextmanager
+def s3_server(folder: Path):
+    """`rclone serve s3` on loopback; yields the environment that points to it."""
+    folder.mkdir()
+    (folder / "bucket").mkdir()
+    port = free_port()
+    command = ["rclone", "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)]
+    rclone = Path(sys.executable).with_name("rclone")
+    server = subprocess.Popen([str(rclone), *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        else:
+            pytest.fail("rclone did not start")
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def test_s3(tmp_path, hr_folder, lr_folder):
+    degrader = save_degrader(tmp_path / "degrader")
+    with s3_server(tmp_path / "store") as env:
+        job("prepare", "--input", str(hr_folder), "--output", "s3://bucket/hr", env=env)
+        job("prepare", "--input", str(lr_folder), "--output", "s3://bucket/lr", env=env)
+        job(
+            "synthesize", "--preset", "debug", "--hr", "s3://bucket/hr", "--lr", "s3://bucket/lr", "--degrader", degrader,
+            "--output", "s3://bucket/pairs", env=env,
+        )  # fmt: skip
+        training = ["--preset", "debug", "--model", "attentive", "--pairs", "s3://bucket/pairs"]
+        job("train_sr", *training, "--output", "s3://bucket/sr", "--workers", "2", env=env)
+        job("train_sr", *training, "--output", "s3://bucket/sr", "--max-steps", "6", "--resume", env=env)
+        job("evaluate", "--model", "s3://bucket/sr", "--test", "s3://bucket/pairs", "--output", "s3://bucket/e", env=env)
+        said = job("evaluate", "--model", "s3://bucket/nothing", "--test", "s3://bucket/pairs", "--output", "s3://bucket/f", env=env, expect=2)
+        assert "no trained model there" in said
+        wrong = env | {"AWS_SECRET_ACCESS_KEY": "something-else"}
+        said = job("evaluate", "--model", "bicubic", "--test", "s3://bucket/pairs", "--output", "s3://bucket/g", env=wrong, expect=2)
+        assert "credentials" in said
+        assert "something-else" not in said
+    store = tmp_path / "store" / "bucket"
+    assert json.loads((store / "pairs" / "manifest.json").read_text())["rows"] == 60
+    assert json.loads((store / "sr" / "summary.json").read_text())["steps"] == 6
+    assert (store / "sr" / "model" / "model.safetensors").exists()
+    assert (store / "e" / "per_image.parquet").exists()
+
+
+def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder):
+    """`ray job submit` with runtime_env.yaml runs train_sr on both nodes and synthesize; without the token it is refused."""
+    dashboard = free_port()
+    script = tmp_path / "cluster.py"
+    script.write_text(
+        "import sys\n"
+        "from ray.cluster_utils import Cluster\n"
+        f"head = dict(num_cpus=1, include_dashboard=True, dashboard_host='127.0.0.1', dashboard_port={dashboard})\n"
+        "cluster = Cluster(initialize_head=True, head_node_args=head)\n"
+        "cluster.add_node(num_cpus=2)\n"
+        "cluster.wait_for_nodes()\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.read()\n"
+        "cluster.shutdown()\n"
+    )
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef"}
+    cluster = subprocess.Popen(
+        [sys.executable, str(script)], env=os.environ | token, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert cluster.stdout is not None
+        assert any("ready" in line for line in cluster.stdout)
+
+        def submit(*entrypoint: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", f"http://127.0.0.1:{dashboard}",
+                 "--working-dir", ".", "--runtime-env", "runtime_env.yaml", "--", sys.executable, "-m", *entrypoint],
+                capture_output=True, text=True, cwd=ROOT, env=os.environ | env, timeout=280,
+            )  # fmt: skip
+
+        refused = submit("jobs.train_sr", "--help", env={"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "not-the-token"})
+        assert refused.returncode != 0
+        tracking = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+        done = submit(
+            "jobs.train_sr", "--preset", "debug", "--model", "srcnn", "--hr", str(hr_folder), "--workers", "2",
+            "--output", str(tmp_path / "sr"), *tracking, env=token,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads((tmp_path / "sr" / "summary.json").read_text())["steps"] == 4
+        done = submit(
+            "jobs.synthesize", "--preset", "debug", "--hr", str(hr_folder), "--lr", str(lr_folder), "--actors", "2",
+            "--degrader", save_degrader(tmp_path / "degrader"), "--output", str(tmp_path / "pairs"), *tracking, env=token,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads((tmp_path / "pairs" / "manifest.json").read_text())["rows"] == 60
+        assert token["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
+    finally:
+        assert cluster.stdin is not None
+        cluster.stdin.close()
+        cluster.wait(60)
+
+
+def test_cluster_file_passes_rays_schema_check():
+    from ray.autoscaler._private.util import validate_config
+
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    validate_config(config)
+    workers = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
+    assert any("GPU" in kind["resources"] for kind in workers)
+    for kind in workers:  # without one, S3 answers 403 on workers only
+        assert kind["node_config"]["IamInstanceProfile"]["Name"]

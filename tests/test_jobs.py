@@ -1,0 +1,120 @@
+"""Entry points as a user meets them: exit codes, one-line errors, the demo, real faces."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import ROOT
+from facelab.config import build
+from facelab.demo import DemoConfig, run_demo
+from facelab.job import main, run_job
+from facelab.tuning import SweepConfig, sweep, trial_table
+from jobs import demo, evaluate, prepare, sample_faces, synthesize, train_degrader, train_sr  # noqa: F401  (importable)
+
+
+def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", f"jobs.{job}", *arguments], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    "job", ["prepare", "sample_faces", "train_degrader", "synthesize", "train_sr", "evaluate", "sweep", "demo"]
+)
+def test_help_explains_every_option(job):
+    done = run(job, "--help")
+    assert done.returncode == 0
+    for option in ("--output", "--preset", "--seed", "--dry-run", "--tracking-uri"):
+        assert option in done.stdout
+
+
+def test_wrong_input_is_exit_2_and_one_line(tmp_path):
+    done = run("evaluate", "--model", "bicubic", "--test", str(tmp_path / "none"), "--output", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path}/none: not found")
+    assert "Traceback" not in done.stderr
+
+
+def test_failure_is_exit_1(tmp_path, capsys):
+    def fail(config, run):
+        raise RuntimeError("disk on fire")
+
+    code = main("demo", DemoConfig, fail, lambda c: "", ["--output", str(tmp_path)])
+    assert code == 1
+    assert "jobs.demo failed: disk on fire" in capsys.readouterr().err
+
+
+def test_unreachable_tracker_is_exit_2(tmp_path, capsys):
+    arguments = ["--output", str(tmp_path), "--tracking-uri", "http://me:secret@127.0.0.1:9"]
+    assert main("demo", DemoConfig, lambda c, r: {}, lambda c: "", arguments) == 2
+    error = capsys.readouterr().err
+    assert "cannot be reached" in error
+    assert "secret" not in error
+
+
+def test_demo_end_to_end(ray_local, tmp_path):
+    config = build(DemoConfig, preset="debug", output=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    summary = run_job("demo", config, lambda c, r: run_demo(c, r))
+    for kind in ("learnt", "bicubic", "floor"):
+        assert summary[f"degradation_distance_{kind}"] >= 0
+        assert f"highpass_kurtosis_distance_{kind}" in summary
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png;base64") >= 10
+    assert "http" + "://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert json.loads((tmp_path / "summary.json").read_text())["mlflow_run_id"] == summary["mlflow_run_id"]
+    assert (tmp_path / "mlflow.db").exists()
+
+
+def test_sweep_nests_its_trials(ray_local, tmp_path, hr_folder, lr_folder):
+    import os
+
+    import mlflow
+
+    base = dict(hr=str(hr_folder), output=str(tmp_path / "s"), preset="debug")
+    config = build(SweepConfig, **base, lr=str(lr_folder), space="weights", samples=2, max_steps=4, grace_steps=2)
+    summary = run_job("sweep", config, lambda c, r: sweep(c, r))
+    assert (summary["n_trials"], summary["n_failed"]) == (2, 0)
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("facelab")
+    nested = f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'"
+    runs = client.search_runs([experiment.experiment_id], nested)
+    assert len(runs) == 2
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert len({r.data.params["weights.beta"] for r in runs}) == 2
+
+
+def test_sweep_with_ray_train_workers_does_not_deadlock(ray_local, tmp_path, hr_folder):
+    """As many trials as CPUs, each with a worker of its own: whole-CPU drivers would wait for ever."""
+    config = build(SweepConfig, hr=str(hr_folder), output=str(tmp_path / "s"), preset="debug", space="attention", max_steps=2, workers=1)
+    summary = run_job("sweep", config, lambda c, r: sweep(c, r))
+    assert (summary["n_trials"], summary["n_failed"]) == (4, 0)
+
+
+def test_sweep_tables():
+    values = dict(hr="hr", lr="lr", output="out")
+    grid = trial_table(build(SweepConfig, **values, space="stylevae", seeds=3))
+    assert len(grid) == 12
+    assert len({t["name"] for t in grid}) == 12
+    assert {json.dumps(t["options"], sort_keys=True) for t in grid} == {
+        '{"stylevae": {"use_adain": false}, "weights": {"lambda_mi": 0.0}}', '{"stylevae": {"use_adain": false}}',
+        '{"stylevae": {"use_adain": true}, "weights": {"lambda_mi": 0.0}}', '{"stylevae": {"use_adain": true}}',
+    }  # fmt: skip
+    weights = trial_table(build(SweepConfig, **values, samples=30))
+    for trial in weights:
+        assert 0.01 <= trial["options"]["weights"]["beta"] <= 1  # the paper's 0.1, a factor of 10 either way
+    assert weights == trial_table(build(SweepConfig, **values, samples=30))
+
+
+@pytest.mark.faces
+def test_real_faces(ray_local, tmp_path, real_faces):
+    """The demo's chain on real photographs, in seconds: every file is usable, and bicubic has its known PSNR."""
+    config = build(
+        DemoConfig, preset="debug", output=str(tmp_path), hr=str(real_faces / "hr" / "train"),
+        lr=str(real_faces / "lr_wider" / "train"), test=str(real_faces / "lfw" / "test"),
+        real=str(real_faces / "lr_wider" / "test"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+    )  # fmt: skip
+    summary = run_job("demo", config, lambda c, r: run_demo(c, r))
+    assert (summary["n_test"], summary["n_real"]) == (70, 137)
+    # paper-notes: D of bicubic LR to real LR 0.132, of real to real 0.028, on a split of its own.
+    assert 0.08 < summary["degradation_distance_bicubic"] < 0.2
+    assert summary["degradation_distance_floor"] < 0.06

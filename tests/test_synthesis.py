@@ -1,0 +1,117 @@
+"""A pair depends on seed, HR content, variant, model, style bank and mode; on nothing else."""
+
+import numpy as np
+import pytest
+import torch
+
+from facelab import model_store
+from facelab.config import build
+from facelab.data import shards
+from facelab.data.faces import load_faces, load_pairs
+from facelab.data.prepare import PrepareConfig, prepare
+from facelab.errors import UsageError
+from facelab.evaluation import EvaluateConfig, evaluate
+from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
+from models import StyleVAE, build_sr
+from models.resize import resize
+
+
+@pytest.fixture(scope="module")
+def degrader(tmp_path_factory) -> str:
+    """An untrained styleVAE: what it makes is ugly, but depends on style and noise."""
+    torch.manual_seed(3)
+    place = str(tmp_path_factory.mktemp("model"))
+    model_store.save_model(place, "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    return place
+
+
+@pytest.fixture(scope="module")
+def hr_shards(ray_local, hr_folder, tmp_path_factory) -> str:
+    out = str(tmp_path_factory.mktemp("shards"))
+    prepare(build(PrepareConfig, input=str(hr_folder), output=out, rows_per_shard=7))
+    return out
+
+
+def config(hr, lr, degrader, out, **values) -> SynthesizeConfig:
+    base = dict(hr=str(hr), lr=str(lr), degrader=degrader, output=str(out), variants=2, micro_batch=4, rows_per_shard=16)
+    return build(SynthesizeConfig, **base | values)
+
+
+def rows(uri) -> dict[str, dict]:
+    return {row["id"]: row for row in shards.read_rows(str(uri), shards.PAIR_SCHEMA.names)}
+
+
+def test_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_shards, lr_folder, degrader):
+    one = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "one"))
+    three = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "three", actors=3, rows_per_shard=5))
+    assert one["n"] == 120
+    assert one["data_hash"] == three["data_hash"]
+    a, b = rows(tmp_path / "one"), rows(tmp_path / "three")
+    assert a == b
+    assert len({row["lr"] for row in a.values()}) == 120  # every variant differs
+    first = a["0000.png#1"]
+    assert (first["hr_id"], first["variant"], first["style_mode"]) == ("0000.png", 1, "bank")
+    assert first["style_ids"][0].endswith(".png")
+    assert first["model"].startswith("stylevae@")
+    other = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "other", seed=1))
+    assert other["data_hash"] != one["data_hash"]
+
+
+def test_folder_and_shards_give_the_same_pairs(ray_local, tmp_path, hr_folder, hr_shards, lr_folder, degrader):
+    a = synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", variants=1))
+    b = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "b", variants=1))
+    assert a["data_hash"] == b["data_hash"]
+
+
+def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_path):
+    d = Degrader.load(config(hr_folder, lr_folder, degrader, tmp_path, micro_batch=4))
+    faces = load_faces(str(hr_folder), 64)
+    hr, digests = faces.images[:10], faces.digests[:10]
+    whole, _ = d.degrade(hr, digests, 0)
+    order = torch.tensor([7, 2, 9, 0, 4, 1, 8, 3, 6, 5])
+    shuffled, _ = d.degrade(hr[order], [digests[i] for i in order], 0)
+    assert torch.equal(whole[order], shuffled)
+    alone, _ = d.degrade(hr[5:6], digests[5:6], 0)
+    assert torch.equal(alone, whole[5:6])
+
+
+def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):
+    synthesize(config(hr_folder, None, degrader, tmp_path / "prior", lr=None, style_mode="prior", variants=1))
+    assert {tuple(row["style_ids"]) for row in rows(tmp_path / "prior").values()} == {()}
+    synthesize(config(hr_folder, None, "bicubic", tmp_path / "bicubic", lr=None, variants=1))
+    pairs = load_pairs(str(tmp_path / "bicubic"))
+    assert torch.equal(pairs.lr, resize(pairs.hr, 16))
+
+
+def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, degrader):
+    with pytest.raises(UsageError, match="needs --lr"):
+        config(hr_folder, None, degrader, tmp_path, lr=None)
+    with pytest.raises(UsageError, match="trained for --hr-size 64"):
+        synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", hr_size=32))
+    with pytest.raises(UsageError, match="CPUs"):
+        synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "b", actors=500))
+    with pytest.raises(UsageError, match="no trained model"):
+        synthesize(config(hr_folder, lr_folder, str(hr_folder), tmp_path / "c"))
+
+
+def test_evaluate(ray_local, tmp_path, hr_folder, lr_folder):
+    torch.manual_seed(0)
+    model = str(tmp_path / "model")
+    model_store.save_model(model, "sr", "edsr", build_sr("edsr", 4, size="mini"), 4, 64)
+    out = tmp_path / "out"
+    base = dict(test=str(hr_folder), output=str(out), features={"network": "mobilenet_v2", "layer": "block1"})
+    bicubic = evaluate(build(EvaluateConfig, model="bicubic", **base, real=str(lr_folder), reference=str(hr_folder)))
+    untrained = evaluate(build(EvaluateConfig, model=model, **base))
+    assert bicubic["n"] == untrained["n"] == 60
+    assert bicubic["psnr_rgb"] > 18 > untrained["psnr_rgb"]
+    assert bicubic["fd_mobilenet_v2"] > 0
+    assert (bicubic["fd_dims"], bicubic["n_real"], bicubic["n_reference"]) == (16, 60, 60)
+    assert (out / "per_image.parquet").exists()
+    assert (out / "grid.png").exists()
+    with pytest.raises(UsageError, match="not one of mobilenet_v2's"):
+        build(EvaluateConfig, model="bicubic", **base | {"features": {"network": "mobilenet_v2", "layer": "relu1_1"}})
+    pairs = tmp_path / "pairs"
+    synthesize(config(hr_folder, None, "bicubic", pairs, lr=None, variants=1))
+    same = evaluate(build(EvaluateConfig, model="bicubic", test=str(pairs), output=str(tmp_path / "again")))
+    assert same["psnr_rgb"] == pytest.approx(bicubic["psnr_rgb"], abs=1e-9)
+    assert np.isfinite(same["ssim_y"])

@@ -1,0 +1,220 @@
+"""The one loop: resume equals the uninterrupted run, bad updates are refused, two real workers, models taken away."""
+
+import json
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from facelab import model_store
+from facelab.config import build, preset_values
+from facelab.data.faces import load_faces
+from facelab.errors import UsageError
+from facelab.job import run_job
+from facelab.training import checkpoint
+from facelab.training.context import LocalContext
+from facelab.training.degrader import StyleVAEStage, TrainDegraderConfig
+from facelab.training.job import train_and_register
+from facelab.training.loop import NonFiniteLoss, Update, train
+from facelab.training.run import run_training
+from facelab.training.sr import SRStage, TrainSRConfig
+
+
+class Notes:
+    """A logger that keeps what it is told."""
+
+    def __init__(self):
+        self.values: dict[str, list[tuple[int, float]]] = {}
+
+    def metrics(self, step, values):
+        for name, value in values.items():
+            self.values.setdefault(name, []).append((step, value))
+
+    def image(self, name, picture):
+        assert picture.dtype == np.uint8
+
+    def flush(self):
+        pass
+
+
+def degrader_config(hr, lr, out, **values) -> TrainDegraderConfig:
+    return build(TrainDegraderConfig, **preset_values(TrainDegraderConfig, "debug") | dict(hr=str(hr), lr=str(lr), output=str(out)) | values)
+
+
+def sr_config(hr, out, **values) -> TrainSRConfig:
+    base = preset_values(TrainSRConfig, "debug") | dict(hr=str(hr), output=str(out), model="attentive")
+    return build(TrainSRConfig, **base | values)
+
+
+def weights_of(output) -> dict[str, torch.Tensor]:
+    return load_file(output / "model" / "model.safetensors")
+
+
+def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize("stage", ["degrader", "sr"])
+def test_resume_equals_the_uninterrupted_run(stage, tmp_path, hr_folder, lr_folder):
+    """Stopped after 3 of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights."""
+
+    def config(out, **values):
+        if stage == "sr":
+            return sr_config(hr_folder, out, **values)
+        return degrader_config(hr_folder, lr_folder, out, **values)
+
+    run_training(config(tmp_path / "whole", max_steps=6), Notes)
+    run_training(config(tmp_path / "parts", max_steps=3), Notes)
+    with pytest.raises(UsageError, match="--resume"):
+        run_training(config(tmp_path / "parts", max_steps=6), Notes)
+    # The end of the short run chose a "best"; an interrupted run would not have, so forget it for the comparison.
+    resumed = run_training(config(tmp_path / "parts", max_steps=6, resume=True), Notes)
+    assert resumed["steps"] == 6
+    whole, parts = (checkpoint.newest(str(tmp_path / name / "checkpoints")) for name in ("whole", "parts"))
+    keep = ("networks.", "average.")
+    assert_equal(*({k: v for k, v in c.networks.items() if k.startswith(keep)} for c in (whole, parts)))
+    assert str(whole.optimisers) == str(parts.optimisers)
+    assert (whole.segment, parts.segment) == (0, 1)
+
+
+def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):
+    """Preset demo: content and style are within a factor of 100 at step 0. KL and MI start at 0 by construction."""
+    base = preset_values(TrainDegraderConfig, "demo") | dict(hr=str(hr_folder), lr=str(lr_folder), output=str(tmp_path))
+    config = build(TrainDegraderConfig, **base)
+    stage = StyleVAEStage(config, load_faces(config.hr, 64), load_faces(config.lr, 16))
+    context = LocalContext(str(tmp_path), show_progress=False)
+    stage.prepare(context, config.compute)
+    terms = {k: float(v.detach()) for k, v in stage.step(0, Update(context, config.compute)).items()}
+    assert 0.01 < terms["weighted_style"] / terms["weighted_content"] < 100
+    assert terms["kl"] < 1
+    assert abs(terms["mi"]) < 0.5
+
+
+def test_non_finite_losses_stop_before_the_update(tmp_path, hr_folder):
+    config = sr_config(hr_folder, tmp_path)
+    stage = SRStage(config, load_faces(config.hr, 64))
+    context = LocalContext(str(tmp_path), show_progress=False)
+    stage.prepare(context, config.compute)
+    before = {k: v.clone() for k, v in stage.networks.state_dict().items()}
+    update = Update(context, config.compute)
+    broken = {"loss": sum(p.sum() for p in stage.networks.parameters()) * float("nan")}
+    with pytest.raises(NonFiniteLoss, match="--resume"):
+        update.apply(broken, *stage.optimisers.values())
+    assert_equal(before, dict(stage.networks.state_dict()))
+
+
+def test_losses_fall(tmp_path, hr_folder, lr_folder):
+    notes = Notes()
+    config = sr_config(hr_folder, tmp_path / "sr", max_steps=40, learning_rate=2e-3)
+    train(SRStage(config, load_faces(config.hr, 64)), config, LocalContext(config.output, show_progress=False), notes)
+    losses = [value for _, value in notes.values["train/loss"]]
+    assert len(losses) == 40
+    assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
+
+    notes = Notes()
+    config = degrader_config(hr_folder, lr_folder, tmp_path / "d", max_steps=40, learning_rate=2e-3)
+    stage = StyleVAEStage(config, load_faces(config.hr, 64), load_faces(config.lr, 16))
+    train(stage, config, LocalContext(config.output, show_progress=False), notes)
+    style = [value for _, value in notes.values["train/style"]]
+    assert np.mean(style[-8:]) < 0.5 * np.mean(style[:8])
+    mi = [value for _, value in notes.values["train/mi"]]
+    assert max(mi) < np.log(config.batch_size) + 0.5  # it means nothing above log N
+
+
+def test_switches_build_what_they_name(tmp_path, hr_folder, lr_folder):
+    hr, lr = load_faces(str(hr_folder), 64), load_faces(str(lr_folder), 16)
+    without_mi = StyleVAEStage(degrader_config(hr_folder, lr_folder, tmp_path, weights={"lambda_mi": 0}), hr, lr)
+    assert set(without_mi.networks) == {"main"}
+    assert set(StyleVAEStage(degrader_config(hr_folder, lr_folder, tmp_path), hr, lr).networks) == {"main", "statistics"}
+
+
+def test_damaged_checkpoints_are_refused(tmp_path, hr_folder):
+    run_training(sr_config(hr_folder, tmp_path), Notes)
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    file = newest / "networks.safetensors"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(UsageError, match="damaged checkpoint"):
+        run_training(sr_config(hr_folder, tmp_path, resume=True), Notes)
+
+
+def test_damaged_models_are_refused(tmp_path, hr_folder):
+    run_training(sr_config(hr_folder, tmp_path), Notes)
+    with pytest.raises(UsageError, match="a degrader model is wanted"):
+        model_store.load_model(str(tmp_path), "degrader")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UsageError, match="damaged model"):
+        model_store.load_model(str(tmp_path), "sr")
+    with pytest.raises(UsageError, match="no trained model"):
+        model_store.load_model(str(tmp_path / "checkpoints"), "sr")
+
+
+def test_too_few_faces_are_refused(tmp_path, hr_folder):
+    with pytest.raises(UsageError, match="smaller batch"):
+        run_training(sr_config(hr_folder, tmp_path, batch_size=200), Notes)
+
+
+def test_two_workers_equal_one(ray_local, tmp_path, hr_folder):
+    """Two Ray workers average the gradients of their halves of the same batch: after 4 steps the weights agree with
+    those of one process to 1e-5, which is what summing in another order may change. Their checkpoint resumes without
+    Ray."""
+    one = run_training(sr_config(hr_folder, tmp_path / "one"), Notes)
+    two = run_training(sr_config(hr_folder, tmp_path / "two", workers=2), Notes)
+    assert (one["steps"], two["steps"]) == (4, 4)
+    a, b = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
+    on = run_training(sr_config(hr_folder, tmp_path / "two", max_steps=6, resume=True), Notes)
+    assert on["steps"] == 6
+
+
+def test_two_workers_hand_back_usage_errors(ray_local, tmp_path, hr_folder):
+    with pytest.raises(UsageError, match="smaller batch"):
+        run_training(sr_config(hr_folder, tmp_path, batch_size=200, workers=2), Notes)
+    with pytest.raises(UsageError, match="needs 40 CPU"):
+        run_training(sr_config(hr_folder, tmp_path, batch_size=40, workers=40), Notes)
+
+
+def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, lr_folder):
+    import os
+
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    summary = run_job("train_degrader", degrader_config(hr_folder, lr_folder, tmp_path / "d"), train_and_register)
+    assert json.loads((tmp_path / "d" / "summary.json").read_text()) == summary
+    client = mlflow.MlflowClient(uri)
+    run = client.get_run(summary["mlflow_run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["weights.lambda_mi"] == "0.1"
+    assert run.data.tags["preset"] == "debug"
+    assert {"git_sha", "data_hash", "seed"} <= run.data.tags.keys()
+    assert "best/fd" in run.data.metrics
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "train/style")] == [1, 2, 3, 4]
+    artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "environment.txt", "summary.json", "samples"} <= artifacts
+
+    model = mlflow.pyfunc.load_model(summary["registered_model"])
+    low = model.predict(np.zeros((3, 3, 64, 64), np.uint8))
+    assert (low.shape, low.dtype) == ((3, 3, 16, 16), np.uint8)
+    styles = [model.predict(np.zeros((1, 3, 64, 64), np.uint8), params={"seed": s}) for s in (0, 0, 1)]
+    assert np.array_equal(styles[0], styles[1])
+    local = mlflow.artifacts.download_artifacts(summary["registered_model"])
+    suffixes = {f.suffix for f in __import__("pathlib").Path(local).rglob("*") if f.is_file()}
+    assert not suffixes & {".pkl", ".pickle", ".pt", ".pth"}
+    assert model_store.load_model(summary["registered_model"], "degrader").digest == summary["model_sha256"]
+
+
+def test_a_failed_job_is_a_failed_run(tmp_path, hr_folder):
+    import os
+
+    def fail(config, run):
+        raise RuntimeError("on purpose")
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run_job("train_sr", sr_config(hr_folder, tmp_path), fail)
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    experiment = client.get_experiment_by_name("facelab")
+    assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FAILED"]
