@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-
 from conftest import ROOT
 from facelab import model_store
+
 from models import StyleVAE
 
 pytestmark = pytest.mark.cluster
@@ -29,7 +29,11 @@ def free_port() -> int:
 
 def job(name: str, *arguments: str, env: dict[str, str], expect: int = 0) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", f"jobs.{name}", *arguments], capture_output=True, text=True, cwd=ROOT, env=os.environ | env
+        [sys.executable, "-m", f"jobs.{name}", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | env,
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -82,11 +86,33 @@ def test_s3(tmp_path, hr_folder, lr_folder):
         training = ["--preset", "debug", "--model", "attentive", "--pairs", "s3://bucket/pairs"]
         job("train_sr", *training, "--output", "s3://bucket/sr", "--workers", "2", env=env)
         job("train_sr", *training, "--output", "s3://bucket/sr", "--max-steps", "6", "--resume", env=env)
-        job("evaluate", "--model", "s3://bucket/sr", "--test", "s3://bucket/pairs", "--output", "s3://bucket/e", env=env)
-        said = job("evaluate", "--model", "s3://bucket/nothing", "--test", "s3://bucket/pairs", "--output", "s3://bucket/f", env=env, expect=2)
+        job(
+            "evaluate", "--model", "s3://bucket/sr", "--test", "s3://bucket/pairs", "--output", "s3://bucket/e", env=env
+        )
+        said = job(
+            "evaluate",
+            "--model",
+            "s3://bucket/nothing",
+            "--test",
+            "s3://bucket/pairs",
+            "--output",
+            "s3://bucket/f",
+            env=env,
+            expect=2,
+        )
         assert "no trained model there" in said
         wrong = env | {"AWS_SECRET_ACCESS_KEY": "something-else"}
-        said = job("evaluate", "--model", "bicubic", "--test", "s3://bucket/pairs", "--output", "s3://bucket/g", env=wrong, expect=2)
+        said = job(
+            "evaluate",
+            "--model",
+            "bicubic",
+            "--test",
+            "s3://bucket/pairs",
+            "--output",
+            "s3://bucket/g",
+            env=wrong,
+            expect=2,
+        )
         assert "credentials" in said
         assert "something-else" not in said
     store = tmp_path / "store" / "bucket"

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import yaml
-
 from facelab.config import parse, to_yaml
 from facelab.data.prepare import PrepareConfig
 from facelab.data.sample_set import SampleFacesConfig

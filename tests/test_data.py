@@ -9,8 +9,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
-
 from conftest import write_faces
 from facelab import storage
 from facelab.config import build
@@ -22,6 +20,7 @@ from facelab.data.sample_faces import sample_face
 from facelab.data.sampler import batch_indices, flips
 from facelab.errors import UsageError
 from facelab.images import BadImage, decode, encode_png, training_image
+from PIL import Image
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -65,7 +64,12 @@ def bomb() -> bytes:
 
 def test_bad_files_are_told_apart(face):
     good = encoded(Image.fromarray(face), "JPEG")
-    for data, reason in ((b"no image", "unreadable"), (good[: len(good) // 2], "truncated"), (bomb(), "bomb"), (b"", "unread")):
+    for data, reason in (
+        (b"no image", "unreadable"),
+        (good[: len(good) // 2], "truncated"),
+        (bomb(), "bomb"),
+        (b"", "unread"),
+    ):
         with pytest.raises(BadImage, match=reason):
             decode(data)
 
@@ -90,7 +94,9 @@ def test_prepare_sets_bad_files_aside(ray_local, tmp_path, face):
     }  # fmt: skip
     assert len(load_faces(str(out), 32)) == 5
     # Other shards of the same rows have the same hash.
-    again = prepare(build(PrepareConfig, input=str(tmp_path / "in"), output=str(tmp_path / "again"), rows_per_shard=100))
+    again = prepare(
+        build(PrepareConfig, input=str(tmp_path / "in"), output=str(tmp_path / "again"), rows_per_shard=100)
+    )
     assert again["data_hash"] == summary["data_hash"]
     with pytest.raises(UsageError, match="finished shard set"):
         prepare(build(PrepareConfig, input=str(tmp_path / "in"), output=str(out)))

@@ -23,7 +23,11 @@ def imports_of(file: Path) -> set[str]:
 
 
 def files_importing(name: str) -> set[str]:
-    return {str(f.relative_to(ROOT)) for f in [*FACELAB.rglob("*.py"), *(ROOT / "models").glob("*.py")] if name in imports_of(f)}
+    return {
+        str(f.relative_to(ROOT))
+        for f in [*FACELAB.rglob("*.py"), *(ROOT / "models").glob("*.py")]
+        if name in imports_of(f)
+    }
 
 
 def test_models_import_only_torch():
@@ -55,7 +59,9 @@ def test_the_training_loop_needs_no_ray_nor_mlflow():
 
 def test_platform_is_still_pythons_own():
     code = "import platform; assert platform.python_version(); import facelab, models"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={"PYTHONPATH": "platform:.", "PATH": "/usr/bin"})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=ROOT, env={"PYTHONPATH": "platform:.", "PATH": "/usr/bin"}
+    )
 
 
 def test_platform_on_ray_workers(ray_local):

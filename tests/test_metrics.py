@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from skimage.metrics import structural_similarity
-
 from facelab.metrics import FrechetDistance, degradation_distances, psnr, radial_spectrum, ssim
 from facelab.metrics.degradation import highpass_moments, luma
+from skimage.metrics import structural_similarity
 
 
 def images(seed: int, count: int = 3, size: int = 24) -> torch.Tensor:

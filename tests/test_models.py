@@ -112,7 +112,7 @@ def test_local_attention_by_definition(size, window):
         for y in range(height):
             for x in range(width):
                 rows, columns = slice(max(y - r, 0), y + r + 1), slice(max(x - r, 0), x + r + 1)
-                scores = -(q[:, g, y, x, None, None] - k[:, g, rows, columns]) ** 2
+                scores = -((q[:, g, y, x, None, None] - k[:, g, rows, columns]) ** 2)
                 weights = scores.flatten(1).softmax(1)
                 reference[:, c, y, x] = (weights * v[:, c, rows, columns].flatten(1)).sum(1)
     torch.testing.assert_close(local_attention(q, k, v, window), reference, rtol=1e-5, atol=1e-5)
@@ -199,7 +199,11 @@ def test_reparameterise():
 @pytest.mark.parametrize("name", ["srcnn", "edsr", "attentive"])
 def test_one_batch_can_be_overfitted(name):
     torch.manual_seed(0)
-    options = {"edsr": {"size": "mini"}, "attentive": {"channels": 16, "global_blocks": 1, "local_blocks": 1}, "srcnn": {}}
+    options = {
+        "edsr": {"size": "mini"},
+        "attentive": {"channels": 16, "global_blocks": 1, "local_blocks": 1},
+        "srcnn": {},
+    }
     network = build_sr(name, 2, **options[name])
     hr = F.interpolate(rand(2, 3, 6, 6).tanh(), scale_factor=4, mode="bilinear")
     lr = resize(hr, 12)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from facelab import model_store
 from facelab.config import build
 from facelab.data import shards
@@ -12,6 +11,7 @@ from facelab.data.prepare import PrepareConfig, prepare
 from facelab.errors import UsageError
 from facelab.evaluation import EvaluateConfig, evaluate
 from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
+
 from models import StyleVAE, build_sr
 from models.resize import resize
 
@@ -33,7 +33,9 @@ def hr_shards(ray_local, hr_folder, tmp_path_factory) -> str:
 
 
 def config(hr, lr, degrader, out, **values) -> SynthesizeConfig:
-    base = dict(hr=str(hr), lr=str(lr), degrader=degrader, output=str(out), variants=2, micro_batch=4, rows_per_shard=16)
+    base = dict(
+        hr=str(hr), lr=str(lr), degrader=degrader, output=str(out), variants=2, micro_batch=4, rows_per_shard=16
+    )
     return build(SynthesizeConfig, **base | values)
 
 

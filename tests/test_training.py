@@ -1,13 +1,13 @@
 """The one loop: resume equals the uninterrupted run, bad updates are refused, two real workers, models taken away."""
 
 import json
+import os
+from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-
 from facelab import model_store
 from facelab.config import build, preset_values
 from facelab.data.faces import load_faces
@@ -20,6 +20,7 @@ from facelab.training.job import train_and_register
 from facelab.training.loop import NonFiniteLoss, Update, train
 from facelab.training.run import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
+from safetensors.torch import load_file
 
 
 class Notes:
@@ -40,7 +41,10 @@ class Notes:
 
 
 def degrader_config(hr, lr, out, **values) -> TrainDegraderConfig:
-    return build(TrainDegraderConfig, **preset_values(TrainDegraderConfig, "debug") | dict(hr=str(hr), lr=str(lr), output=str(out)) | values)
+    return build(
+        TrainDegraderConfig,
+        **preset_values(TrainDegraderConfig, "debug") | dict(hr=str(hr), lr=str(lr), output=str(out)) | values,
+    )
 
 
 def sr_config(hr, out, **values) -> TrainSRConfig:
@@ -129,7 +133,10 @@ def test_switches_build_what_they_name(tmp_path, hr_folder, lr_folder):
     hr, lr = load_faces(str(hr_folder), 64), load_faces(str(lr_folder), 16)
     without_mi = StyleVAEStage(degrader_config(hr_folder, lr_folder, tmp_path, weights={"lambda_mi": 0}), hr, lr)
     assert set(without_mi.networks) == {"main"}
-    assert set(StyleVAEStage(degrader_config(hr_folder, lr_folder, tmp_path), hr, lr).networks) == {"main", "statistics"}
+    assert set(StyleVAEStage(degrader_config(hr_folder, lr_folder, tmp_path), hr, lr).networks) == {
+        "main",
+        "statistics",
+    }
 
 
 def test_damaged_checkpoints_are_refused(tmp_path, hr_folder):
@@ -180,8 +187,6 @@ def test_two_workers_hand_back_usage_errors(ray_local, tmp_path, hr_folder):
 
 
 def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, lr_folder):
-    import os
-
     uri = os.environ["MLFLOW_TRACKING_URI"]
     summary = run_job("train_degrader", degrader_config(hr_folder, lr_folder, tmp_path / "d"), train_and_register)
     assert json.loads((tmp_path / "d" / "summary.json").read_text()) == summary
@@ -202,14 +207,12 @@ def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, l
     styles = [model.predict(np.zeros((1, 3, 64, 64), np.uint8), params={"seed": s}) for s in (0, 0, 1)]
     assert np.array_equal(styles[0], styles[1])
     local = mlflow.artifacts.download_artifacts(summary["registered_model"])
-    suffixes = {f.suffix for f in __import__("pathlib").Path(local).rglob("*") if f.is_file()}
+    suffixes = {f.suffix for f in Path(local).rglob("*") if f.is_file()}
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth"}
     assert model_store.load_model(summary["registered_model"], "degrader").digest == summary["model_sha256"]
 
 
 def test_a_failed_job_is_a_failed_run(tmp_path, hr_folder):
-    import os
-
     def fail(config, run):
         raise RuntimeError("on purpose")
 
