@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.adain import adaptive_instance_norm
+from models.resize import resize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class StyleVAEConfig:
     """Residual blocks of the generator, each followed by AdaIN."""
     use_adain: bool = True
     """AdaIN. Off: the style code is tiled and concatenated to the content features, same depth and width."""
+    content_skip: bool = False
+    """Carry the resized x_HR in the content code and let G predict the change to it. Instance normalisation forgets
+    an image's mean colour, so without it colours come from the style image. Ours; the paper shows no such path."""
 
     def __post_init__(self):
         for name in ("style_dim", "channels", "blocks"):
@@ -116,11 +120,14 @@ class Generator(nn.Module):
             StyledBlock(config.channels, config.style_dim, config.use_adain) for _ in range(config.blocks)
         )
         self.to_rgb = _conv(config.channels, 3)
+        self.content_skip = config.content_skip
 
     def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
+        features = content[:, :-3] if self.content_skip else content
         for block in self.blocks:
-            content = block(content, style)
-        return torch.tanh(self.to_rgb(nn.functional.leaky_relu(content, 0.2)))
+            features = block(features, style)
+        rgb = torch.tanh(self.to_rgb(nn.functional.leaky_relu(features, 0.2)))
+        return (content[:, -3:] + rgb).clamp(-1, 1) if self.content_skip else rgb
 
 
 class StyleVAE(nn.Module):
@@ -140,8 +147,11 @@ class StyleVAE(nn.Module):
         return self.style_encoder(lr)
 
     def encode_content(self, hr: torch.Tensor) -> torch.Tensor:
-        """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale)."""
-        return self.content_encoder(hr)
+        """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale), C + 3 with content_skip."""
+        features = self.content_encoder(hr)
+        if not self.config.content_skip:
+            return features
+        return torch.cat([features, resize(hr, *features.shape[2:]).clamp(-1, 1)], dim=1)
 
     def generate(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         """G: content and style codes -> y_LR (B, 3, h, w) in [-1, 1]."""

@@ -54,6 +54,9 @@ class PerceptualConfig(Config):
     """Layers of the content loss."""
     min_size: int = Field(default=64, ge=16)
     """Smaller images are upsampled to this side first, px: at 16 px, relu4_1 would be 2x2."""
+    match_colour: bool = False
+    """Give x_LR the mean and spread of colour of x_HR before Eq. 4, so that blur, noise and compression are its style and
+    its colours are not: pairs whose colours differ teach an SR network to guess them. Ours, not the paper's."""
     selection_layer: str = "relu1_1"
     """The epoch with the smallest Fréchet distance over this layer's channels, on held-out faces, is kept."""
 
@@ -80,13 +83,15 @@ class TrainDegraderConfig(TrainConfig):
         # below 1; at step 0 both are near 0 by construction, so no weight could make them comparable there.
         "demo": {
             "epochs": 100,
-            "max_steps": 400,
+            "max_steps": 350,
             "learning_rate": 1e-3,
             "ema_decay": 0.98,
             "stylevae.channels": 48,
-            "weights.lambda_kl": 1e-3,
+            "stylevae.content_skip": True,
+            "perceptual.match_colour": True,
+            "weights.lambda_kl": 3e-4,
             "weights.lambda_mi": 1e-3,
-            "weights.alpha": 0.05,
+            "weights.alpha": 0.03,
             "weights.beta": 1.0,
             "perceptual.network": "mobilenet_v2",
             "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
@@ -142,7 +147,8 @@ class StyleVAEObjective(nn.Module):
         out = self.networks["main"](hr, lr)
         small = resize(hr, *lr.shape[-2:]).clamp(-1, 1)  # x_HR at the size of y_LR, for Eq. 3
         with torch.no_grad():
-            of_content, of_style = self.features(small), self.features(lr)
+            style = match_colour(lr, small) if self.config.match_colour else lr
+            of_content, of_style = self.features(small), self.features(style)
         of_generated = self.features(out.generated)
 
         def pick(features: dict[str, torch.Tensor], layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -165,6 +171,14 @@ class StyleVAEObjective(nn.Module):
             terms["mi"] = donsker_varadhan(score(lr, out.generated), score(shuffled, out.generated))
             weighted["weighted_mi"] = -w.lambda_mi * terms["mi"]
         return {"loss": torch.stack(list(weighted.values())).sum(), **terms, **weighted}
+
+
+def match_colour(images: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`images` with the mean and, within a factor of 2, the spread of each colour channel of `like`, (B, 3, h, w)."""
+    spread, mean = torch.std_mean(images, dim=(2, 3), keepdim=True)
+    wanted_spread, wanted_mean = torch.std_mean(like, dim=(2, 3), keepdim=True)
+    ratio = (wanted_spread / (spread + 0.01)).clamp(0.5, 2)
+    return ((images - mean) * ratio + wanted_mean).clamp(-1, 1)
 
 
 class StyleVAEStage:

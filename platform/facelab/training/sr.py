@@ -39,7 +39,7 @@ class TrainSRConfig(TrainConfig):
         # About a minute on two cores.
         "demo": {
             "epochs": 100,
-            "max_steps": 250,
+            "max_steps": 150,
             "learning_rate": 1e-3,
             "ema_decay": 0.98,
             "attentive.channels": 32,
