@@ -55,8 +55,8 @@ class PerceptualConfig(Config):
     min_size: int = Field(default=64, ge=16)
     """Smaller images are upsampled to this side first, px: at 16 px, relu4_1 would be 2x2."""
     match_colour: bool = False
-    """Give x_LR the mean and spread of colour of x_HR before Eq. 4, so that blur, noise and compression are its style and
-    its colours are not: pairs whose colours differ teach an SR network to guess them. Ours, not the paper's."""
+    """Give x_LR the mean and spread of colour of x_HR before Eq. 4, so that blur, noise and compression are its style
+    and its colours are not: pairs whose colours differ teach an SR network to guess them. Ours, not the paper's."""
     selection_layer: str = "relu1_1"
     """The epoch with the smallest Fréchet distance over this layer's channels, on held-out faces, is kept."""
 
