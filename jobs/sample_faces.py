@@ -6,18 +6,14 @@ python -m jobs.sample_faces --preset demo --output outputs/faces
 import sys
 from typing import Any
 
-from facelab import storage
 from facelab.cluster import ray_session
-from facelab.data.sample_set import SampleFacesConfig, contact_sheet, make_sample_sets
-from facelab.images import encode_png
+from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
 from facelab.job import main
 
 
 def work(config: SampleFacesConfig, run: Any) -> dict[str, Any]:
     with ray_session():
-        summary = make_sample_sets(config)
-    storage.write_bytes(storage.join(config.output, "contact_sheet.png"), encode_png(contact_sheet(config)))
-    return summary
+        return make_sample_sets(config)
 
 
 def plan(config: SampleFacesConfig) -> str:

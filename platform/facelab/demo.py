@@ -11,19 +11,16 @@ from facelab import reports, storage
 from facelab.config import JobConfig, Uri, build, preset_values
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.sample_set import SampleFacesConfig, contact_sheet, make_sample_sets
+from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
 from facelab.evaluation import EvaluateConfig, FeatureConfig, evaluate
-from facelab.images import encode_png, to_float
 from facelab.job import run_job
-from facelab.metrics import FrechetDistance, degradation_distances
+from facelab.metrics import degradation_distances, frechet_distance
 from facelab.synthesis import SynthesizeConfig, synthesize
 from facelab.tracking import JobRun
 from facelab.training.config import TrainConfig
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.job import train_and_register
 from facelab.training.sr import TrainSRConfig
-from facelab.weights import resolve_weights
-from models.features import FeatureNetwork
 from models.resize import resize
 
 # Row of the table -> (model, LR of its training pairs); B is bicubic, S styleVAE, as in the paper's Table 2.
@@ -110,10 +107,7 @@ class Demo:
     def faces(self) -> dict[str, str]:
         """URIs of hr, lr, test_hr, real, and, where it is known, of the test set with true LR."""
         if self.config.hr is None:
-            config = {"output": self.place("faces"), "seed": self.config.seed}
             self.stage("faces", "sample_faces", SampleFacesConfig, lambda c, _: make_sample_sets(c))
-            sheet = contact_sheet(build(SampleFacesConfig, **config))
-            storage.write_bytes(self.place("faces", "contact_sheet.png"), encode_png(sheet))
             return {name: self.place("faces", name) for name in ("hr", "lr", "test", "test_hr", "real")}
         found = {}
         for name, source in (("hr", "hr"), ("lr", "lr"), ("test_hr", "test"), ("real", "real")):
@@ -135,15 +129,12 @@ class Demo:
         else:
             truth, other = load_faces(faces["real"], size).images, load_faces(faces["lr"], size).images
         f = self.config.features
-        network = FeatureNetwork(f.network, (f.layer,), resolve_weights(f.network, f.weights))
+        network = f.build()
         candidates = {"learnt": learnt.lr, "bicubic": resize(learnt.hr, size), "floor": other}
         numbers: dict[str, float] = {}
         for name, images in candidates.items():
-            distance = FrechetDistance()
-            for batch, real in ((truth, True), (images, False)):
-                for part in batch.split(64):
-                    distance.update(network.pooled(to_float(part)), real=real)
-            values = degradation_distances(images, truth) | {f"fd_{f.network}_{f.layer}": distance.compute()}
+            values = degradation_distances(images, truth)
+            values[f"fd_{f.network}_{f.layer}"] = frechet_distance(network, truth, images)
             numbers |= {f"{metric}_{name}": value for metric, value in values.items()}
         return numbers
 

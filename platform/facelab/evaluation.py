@@ -8,15 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from facelab import model_store, storage
 from facelab.config import Config, JobConfig, ModelUri, Uri
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.shards import read_manifest
 from facelab.errors import UsageError
-from facelab.images import encode_png, grid, to_float
-from facelab.metrics.frechet import FrechetDistance
+from facelab.images import encode_png, grid
+from facelab.metrics.frechet import frechet_distance
 from facelab.metrics.psnr_ssim import psnr, ssim
 from facelab.weights import resolve_weights
 from models.features import FEATURE_NETWORKS, FeatureNetwork
@@ -38,6 +37,10 @@ class FeatureConfig(Config):
         if self.layer not in (known := FEATURE_NETWORKS[self.network].layers):
             raise ValueError(f"layer {self.layer!r} is not one of {self.network}'s: {', '.join(known)}")
         return self
+
+    def build(self) -> FeatureNetwork:
+        """The network up to its layer, with resolved weights."""
+        return FeatureNetwork(self.network, (self.layer,), resolve_weights(self.network, self.weights))
 
 
 class EvaluateConfig(JobConfig):
@@ -102,7 +105,7 @@ def _with_truth(config: EvaluateConfig, model: model_store.TrainedModel, device:
             f"{config.test}: pairs are {lr.shape[-1]} -> {hr.shape[-1]} px, but {config.model} enlarges "
             f"{model.scale} times"
         )
-    sr = model_store.super_resolve(model, lr, device)
+    sr = model_store.super_resolve(model.network, lr, device)
     columns: dict[str, list] = {"id": ids}
     for colour in ("rgb", "y"):
         for name, metric in (("psnr", psnr), ("ssim", ssim)):
@@ -120,18 +123,15 @@ def _with_truth(config: EvaluateConfig, model: model_store.TrainedModel, device:
 
 def _without_truth(config: EvaluateConfig, model: model_store.TrainedModel, device: torch.device) -> dict[str, Any]:
     f = config.features
-    network = FeatureNetwork(f.network, (f.layer,), resolve_weights(f.network, f.weights)).to(device)
+    network = f.build().to(device)
     real = load_faces(str(config.real), model.hr_size // model.scale, progress=True)
     reference = load_faces(str(config.reference), model.hr_size, progress=True)
-    sr = model_store.super_resolve(model, real.images, device)
-    distance = FrechetDistance()
-    for images, is_real in ((reference.images, True), (sr, False)):
-        for part in tqdm(images.split(64), f"features of {f.network}", unit="batch", leave=False):
-            distance.update(network.pooled(to_float(part.to(device))), real=is_real)
+    sr = model_store.super_resolve(model.network, real.images, device)
+    distance = frechet_distance(network, reference.images, sr, progress=True)
     dims = next(iter(network(torch.zeros(1, 3, 64, 64, device=device)).values())).shape[1]
     picture = grid([real.images[:12], resize(real.images[:12], model.hr_size), sr[:12]], cell=96)
     storage.write_bytes(storage.join(config.output, "real.png"), encode_png(picture))
-    summary = {f"fd_{f.network}": distance.compute(), "fd_layer": f.layer, "fd_dims": dims}
+    summary = {f"fd_{f.network}": distance, "fd_layer": f.layer, "fd_dims": dims}
     summary |= {"n_real": len(real), "n_reference": len(reference), "n_rejected_real": real.rejected}
     if min(len(real), len(reference)) < dims:
         summary["fd_warning"] = f"fewer images than the {dims} dimensions: only comparable at equal N"

@@ -89,8 +89,8 @@ def _build(meta: dict[str, Any]) -> nn.Module:
 
 
 @torch.no_grad()
-def super_resolve(model: TrainedModel, lr: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
+def super_resolve(network: nn.Module, lr: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """(B, 3, h, w) uint8 -> (B, 3, scale·h, scale·w) uint8 on the CPU."""
     device = device or torch.device("cpu")
-    network = model.network.to(device)
+    network = network.to(device)
     return torch.cat([to_uint8(network(to_float(part.to(device)))).cpu() for part in lr.split(64)])

@@ -19,7 +19,7 @@ class _SuperResolution:
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """(B, 3, h, w) uint8 -> (B, 3, scale·h, scale·w) uint8."""
-        return model_store.super_resolve(self.model, torch.from_numpy(np.ascontiguousarray(images))).numpy()
+        return model_store.super_resolve(self.model.network, torch.from_numpy(np.ascontiguousarray(images))).numpy()
 
 
 class _Degrader:

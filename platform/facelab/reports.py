@@ -51,11 +51,11 @@ def demo_report(r: DemoResults) -> str:
         _headline(r),
         "<h2>1 · What the styleVAE made of sharp faces</h2>",
         _degradation_picture(r, truth_known),
-        _degradation_table(r, truth_known),
+        _degradation_table(r),
         "<h2>2 · What each network makes of unseen faces</h2>",
         _sr_picture(r, truth_known),
         "<h2>3 · Numbers</h2>",
-        _sr_table(r, truth_known),
+        _sr_table(r),
         "<h2>4 · Training</h2>",
         _curves(r),
         "<h2>5 · How each number was computed</h2>",
@@ -108,7 +108,7 @@ def _sr_picture(r: DemoResults, truth_known: bool) -> str:
     real = load_faces(r.faces["real"], size // scale).images[:_COLUMNS]
 
     def rows(lr: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
-        outputs = [(name, model_store.super_resolve(model, lr)) for name, model in models.items()]
+        outputs = [(name, model_store.super_resolve(model.network, lr)) for name, model in models.items()]
         return [("input", lr), ("bicubic", resize(lr, size)), *outputs]
 
     kind = "the known nuisance" if truth_known else "styleVAE LR"
@@ -119,7 +119,7 @@ def _sr_picture(r: DemoResults, truth_known: bool) -> str:
     )  # fmt: skip
 
 
-def _degradation_table(r: DemoResults, truth_known: bool) -> str:
+def _degradation_table(r: DemoResults) -> str:
     names = [key.removesuffix("_learnt") for key in r.summary if key.endswith("_learnt")]
     head = "<tr><th>distance to real LR<th>styleVAE LR<th>bicubic LR<th>floor (real to real)</tr>"
     lines = []
@@ -130,8 +130,14 @@ def _degradation_table(r: DemoResults, truth_known: bool) -> str:
     return f"<table>{head}{''.join(lines)}</table>"
 
 
-def _sr_table(r: DemoResults, truth_known: bool) -> str:
-    fd = next(key for key in r.table["bicubic"] if key.startswith("fd_") and isinstance(r.table["bicubic"][key], float))
+def _fd_name(r: DemoResults) -> str:
+    """The metric fd_NETWORK, which is a number; fd_layer and the like say how it was computed."""
+    row = r.table["bicubic"]
+    return next(key for key in row if key.startswith("fd_") and isinstance(row[key], float))
+
+
+def _sr_table(r: DemoResults) -> str:
+    fd = _fd_name(r)
     metrics = {"psnr_rgb": ("PSNR RGB, dB", 1), "psnr_y": ("PSNR Y, dB", 1), "ssim_rgb": ("SSIM RGB", 1),
                "ssim_y": ("SSIM Y", 1), fd: (f"{fd}, real faces", -1)}  # fmt: skip
     head = "".join(f"<th>{title} {'↑' if sense > 0 else '↓'}" for title, sense in metrics.values())
@@ -178,7 +184,7 @@ def _curves(r: DemoResults) -> str:
 
 def _methods(r: DemoResults, truth_known: bool) -> str:
     e = r.table["bicubic"]
-    fd = next(key for key in e if key.startswith("fd_") and isinstance(e[key], float))
+    fd = _fd_name(r)
     own = (
         "the LR that the known nuisance pipeline made of the very same faces; training saw only images that it made of "
         "other identities" if truth_known else "the real test faces; the floor compares them with the real training faces"

@@ -124,13 +124,6 @@ def write_text(uri: str, text: str) -> None:
     write_bytes(uri, text.encode())
 
 
-def upload_folder(folder: Path, uri: str) -> None:
-    """Copy a local folder's files to `uri`. The caller writes whatever marks it as whole last."""
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            write_bytes(join(uri, str(file.relative_to(folder))), file.read_bytes())
-
-
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
     """A folder or file as a local path, downloaded for the time of the block when it lies elsewhere."""

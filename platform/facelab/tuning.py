@@ -17,10 +17,10 @@ from facelab.errors import UsageError
 from facelab.job import run_job
 from facelab.tracking import JobRun, RunLogger, end_stopped_trials
 from facelab.training.config import TrainConfig
-from facelab.training.degrader import LossWeights, TrainDegraderConfig
+from facelab.training.degrader import LossWeights, StyleVAEStage, TrainDegraderConfig
 from facelab.training.job import check_inputs
 from facelab.training.run import run_training
-from facelab.training.sr import TrainSRConfig
+from facelab.training.sr import SRStage, TrainSRConfig
 
 _DRIVER_CPU = 0.01
 """What a trial itself reserves when Ray Train workers do its work. Tune does not see their placement groups: with
@@ -151,7 +151,7 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
     check_inputs(trial_config(config, trials[0], run.uri))
     if storage.exists(storage.join(config.output, "trials")):
         raise UsageError(f"{config.output}: has trials of an earlier sweep: choose another --output")
-    metric, mode = ("psnr_rgb", "max") if config.space == "attention" else ("fd", "min")
+    metric, mode = SRStage.selection if config.space == "attention" else StyleVAEStage.selection
     longest = trial_config(config, trials[0], run.uri).max_steps or 10**9
     tracking_uri, parent = run.uri, run.id
 

@@ -53,7 +53,7 @@ class SampleFacesConfig(JobConfig):
 
 
 def make_sample_sets(config: SampleFacesConfig) -> dict[str, Any]:
-    """Run the job; returns its summary."""
+    """Run the job, with a contact sheet beside the sets; returns its summary."""
     counts = {"hr": config.n_hr, "lr": config.n_lr, "test": config.n_test, "real": config.n_real}
     items = []
     for name in (*counts, "test_hr"):
@@ -74,10 +74,11 @@ def make_sample_sets(config: SampleFacesConfig) -> dict[str, Any]:
             storage.join(config.output, name), kind, done, {"recipe": "sample", "seed": config.seed}
         )
         summary |= {f"n_{name}": manifest.rows, f"data_hash_{name}": manifest.hash}
+    storage.write_bytes(storage.join(config.output, "contact_sheet.png"), encode_png(_contact_sheet(config)))
     return summary
 
 
-def contact_sheet(config: SampleFacesConfig, count: int = 12) -> np.ndarray:
+def _contact_sheet(config: SampleFacesConfig, count: int = 12) -> np.ndarray:
     """Sharp sample faces above what the nuisance pipeline makes of them."""
     faces = [_face_and_lr(config, _FIRST_IDENTITY["hr"] + i) for i in range(count)]
     hr, lr = (torch.stack([torch.from_numpy(pair[k]).permute(2, 0, 1) for pair in faces]) for k in (0, 1))

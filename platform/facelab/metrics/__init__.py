@@ -1,7 +1,7 @@
 """Numbers that say what they were computed with. Images are uint8 (B, 3, H, W)."""
 
 from facelab.metrics.degradation import degradation_distances, radial_spectrum
-from facelab.metrics.frechet import FrechetDistance
+from facelab.metrics.frechet import FrechetDistance, frechet_distance
 from facelab.metrics.psnr_ssim import psnr, ssim
 
-__all__ = ["FrechetDistance", "degradation_distances", "psnr", "radial_spectrum", "ssim"]
+__all__ = ["FrechetDistance", "degradation_distances", "frechet_distance", "psnr", "radial_spectrum", "ssim"]

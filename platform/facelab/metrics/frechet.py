@@ -3,6 +3,10 @@
 from typing import Self
 
 import torch
+from tqdm import tqdm
+
+from facelab.images import to_float
+from models.features import FeatureNetwork
 
 
 class _Moments:
@@ -74,3 +78,21 @@ class FrechetDistance:
         eigenvalues = torch.linalg.eigvalsh(root @ cov_2 @ root).clamp(min=0)
         distance = (mean_1 - mean_2).square().sum() + cov_1.trace() + cov_2.trace() - 2 * eigenvalues.sqrt().sum()
         return float(distance.clamp(min=0))
+
+
+@torch.no_grad()
+def frechet_distance(
+    features: FeatureNetwork, real: torch.Tensor, generated: torch.Tensor, *, progress: bool = False
+) -> float:
+    """Fréchet distance of two sets of images, (N, 3, H, W) uint8 each, over the pooled last layer of `features`.
+
+    Raises:
+        ValueError: fewer than two images on a side.
+    """
+    distance = FrechetDistance()
+    for images, is_real in ((real, True), (generated, False)):
+        for part in tqdm(
+            images.split(64), f"features of {features.name}", unit="batch", leave=False, disable=not progress
+        ):
+            distance.update(features.pooled(to_float(part.to(features.mean.device))), real=is_real)
+    return distance.compute()

@@ -12,7 +12,7 @@ from facelab.data.faces import FaceSet
 from facelab.data.sampler import batch_indices, flips
 from facelab.errors import UsageError
 from facelab.images import grid, to_float, to_uint8
-from facelab.metrics.frechet import FrechetDistance
+from facelab.metrics.frechet import frechet_distance
 from facelab.metrics.psnr_ssim import psnr
 from facelab.seeding import generator_for
 from facelab.training.config import ComputeConfig, TrainConfig
@@ -263,15 +263,11 @@ class StyleVAEStage:
         assert isinstance(network, StyleVAE)
         count = min(self.config.validation_images, 4 * max(len(self.held_hr), len(self.held_lr)))
         hr, _, generated = self._generate(network, count)
-        distance = FrechetDistance()
-        for images, real in ((self.held_lr.images, True), (generated, False)):
-            for part in images.split(64):
-                distance.update(self.judge.pooled(to_float(part.to(self.context.device))), real=real)
         mu, logvar = network.encode_style(to_float(self.held_lr.images[:512].to(self.context.device)))
         per_dimension = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0)
         bicubic = resize(hr, self.config.lr_size)
         return {
-            "fd": distance.compute(),
+            "fd": frechet_distance(self.judge, self.held_lr.images, generated),
             "psnr_to_bicubic": float(psnr(generated, bicubic).clamp(max=100).mean()),
             "kl_active_dims": float((per_dimension > 0.1).sum()),
         }

@@ -11,8 +11,9 @@ from facelab.config import Uri
 from facelab.data.faces import FaceSet, PairSet
 from facelab.data.sampler import batch_indices, flips
 from facelab.errors import UsageError
-from facelab.images import grid, to_float, to_uint8
+from facelab.images import grid, to_float
 from facelab.metrics.psnr_ssim import psnr
+from facelab.model_store import super_resolve
 from facelab.training.config import ComputeConfig, TrainConfig
 from facelab.training.context import Context
 from facelab.training.loop import Update
@@ -150,13 +151,9 @@ class SRStage:
         hr, lr = torch.where(mirrored, hr.flip(-1), hr), torch.where(mirrored, lr.flip(-1), lr)
         return to_float(lr.to(context.device)), to_float(hr.to(context.device))
 
-    @torch.no_grad()
-    def _super_resolve(self, network: nn.Module, lr: torch.Tensor) -> torch.Tensor:
-        return torch.cat([to_uint8(network(to_float(part.to(self.context.device)))).cpu() for part in lr.split(64)])
-
     def validate(self, network: nn.Module) -> dict[str, float]:
         """psnr_rgb and psnr_y in dB on held-out faces, with the LR kind of the training set."""
-        sr = self._super_resolve(network.eval(), self.held_lr)
+        sr = super_resolve(network.eval(), self.held_lr, self.context.device)
         values = {
             "psnr_rgb": float(psnr(sr, self.held_hr).mean()),
             "psnr_y": float(psnr(sr, self.held_hr, colour="y").mean()),
@@ -166,7 +163,8 @@ class SRStage:
     def picture(self, network: nn.Module) -> np.ndarray:
         """Rows: LR, bicubic, super-resolved, sharp face."""
         lr, hr = self.held_lr[:12], self.held_hr[:12]
-        return grid([lr, resize(lr, self.config.hr_size), self._super_resolve(network.eval(), lr), hr], cell=96)
+        sr = super_resolve(network.eval(), lr, self.context.device)
+        return grid([lr, resize(lr, self.config.hr_size), sr, hr], cell=96)
 
 
 def _hr_lr(data: PairSet | FaceSet) -> tuple[torch.Tensor, torch.Tensor | None]:
