@@ -59,7 +59,8 @@ def test_resolved_yaml_can_be_read_again(tmp_path):
     values = {k: v for k, v in yaml.safe_load(to_yaml(config)).items() if v is not None}
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(values))
-    assert parse(TrainSRConfig, ["--config", str(file)], "job") == config
+    again = parse(TrainSRConfig, ["--config", str(file)], "job")
+    assert again.model_copy(update={"config": None}) == config  # the file names itself
 
 
 @pytest.mark.parametrize(

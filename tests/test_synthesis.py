@@ -34,7 +34,7 @@ def hr_shards(ray_local, hr_folder, tmp_path_factory) -> str:
 
 def config(hr, lr, degrader, out, **values) -> SynthesizeConfig:
     base = dict(
-        hr=str(hr), lr=str(lr), degrader=degrader, output=str(out), variants=2, micro_batch=4, rows_per_shard=16
+        hr=str(hr), lr=lr and str(lr), degrader=degrader, output=str(out), variants=2, micro_batch=4, rows_per_shard=16
     )
     return build(SynthesizeConfig, **base | values)
 
@@ -78,16 +78,16 @@ def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_
 
 
 def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):
-    synthesize(config(hr_folder, None, degrader, tmp_path / "prior", lr=None, style_mode="prior", variants=1))
+    synthesize(config(hr_folder, None, degrader, tmp_path / "prior", style_mode="prior", variants=1))
     assert {tuple(row["style_ids"]) for row in rows(tmp_path / "prior").values()} == {()}
-    synthesize(config(hr_folder, None, "bicubic", tmp_path / "bicubic", lr=None, variants=1))
+    synthesize(config(hr_folder, None, "bicubic", tmp_path / "bicubic", variants=1))
     pairs = load_pairs(str(tmp_path / "bicubic"))
     assert torch.equal(pairs.lr, resize(pairs.hr, 16))
 
 
 def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, degrader):
     with pytest.raises(UsageError, match="needs --lr"):
-        config(hr_folder, None, degrader, tmp_path, lr=None)
+        config(hr_folder, None, degrader, tmp_path)
     with pytest.raises(UsageError, match="trained for --hr-size 64"):
         synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", hr_size=32))
     with pytest.raises(UsageError, match="CPUs"):
@@ -113,7 +113,7 @@ def test_evaluate(ray_local, tmp_path, hr_folder, lr_folder):
     with pytest.raises(UsageError, match="not one of mobilenet_v2's"):
         build(EvaluateConfig, model="bicubic", **base | {"features": {"network": "mobilenet_v2", "layer": "relu1_1"}})
     pairs = tmp_path / "pairs"
-    synthesize(config(hr_folder, None, "bicubic", pairs, lr=None, variants=1))
+    synthesize(config(hr_folder, None, "bicubic", pairs, variants=1))
     same = evaluate(build(EvaluateConfig, model="bicubic", test=str(pairs), output=str(tmp_path / "again")))
     assert same["psnr_rgb"] == pytest.approx(bicubic["psnr_rgb"], abs=1e-9)
     assert np.isfinite(same["ssim_y"])
