@@ -102,4 +102,4 @@ class AttentiveSR(nn.Module):
     def gammas(self) -> dict[str, float]:
         """The learnt weight of each GA module (γ, the λ of Eq. 9): 0 means that the attention is not used."""
         modules = (module for module in self.body.modules() if isinstance(module, GlobalAttention))
-        return {f"gamma/{i}": float(module.gamma) for i, module in enumerate(modules)}
+        return {f"gamma/{i}": float(module.gamma.detach()) for i, module in enumerate(modules)}

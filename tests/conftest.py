@@ -29,6 +29,8 @@ def ray_local():
     from facelab.cluster import ray_session
 
     os.environ.pop("RAY_ADDRESS", None)
+    # Workers unpickle classes of the test modules.
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "platform", ROOT)))
     with ray_session():
         yield
 

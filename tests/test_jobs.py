@@ -8,7 +8,7 @@ import sys
 import mlflow
 import pytest
 from conftest import ROOT
-from facelab.config import build, parse, preset_values
+from facelab.config import build, parse
 from facelab.data.prepare import PrepareConfig
 from facelab.data.sample_set import SampleFacesConfig
 from facelab.demo import DemoConfig, run_demo
@@ -68,7 +68,7 @@ def test_unreachable_tracker_is_exit_2(tmp_path, capsys):
 def test_demo_end_to_end(ray_local, tmp_path):
     config = build(
         DemoConfig,
-        **preset_values(DemoConfig, "debug"),
+        preset="debug",
         output=str(tmp_path),
         tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )
@@ -131,7 +131,7 @@ def test_sweep_tables():
 def test_real_faces(ray_local, tmp_path, real_faces):
     """The demo's chain on real photographs, in seconds: every file is usable, and bicubic has its known PSNR."""
     config = build(
-        DemoConfig, **preset_values(DemoConfig, "debug"), output=str(tmp_path), hr=str(real_faces / "hr" / "train"),
+        DemoConfig, preset="debug", output=str(tmp_path), hr=str(real_faces / "hr" / "train"),
         lr=str(real_faces / "lr_wider" / "train"), test=str(real_faces / "lfw" / "test"),
         real=str(real_faces / "lr_wider" / "test"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip

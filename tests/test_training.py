@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from facelab import model_store
-from facelab.config import build, preset_values
+from facelab.config import build
 from facelab.data.faces import load_faces
 from facelab.errors import UsageError
 from facelab.job import run_job
@@ -41,15 +41,11 @@ class Notes:
 
 
 def degrader_config(hr, lr, out, **values) -> TrainDegraderConfig:
-    return build(
-        TrainDegraderConfig,
-        **preset_values(TrainDegraderConfig, "debug") | dict(hr=str(hr), lr=str(lr), output=str(out)) | values,
-    )
+    return build(TrainDegraderConfig, **dict(preset="debug", hr=str(hr), lr=str(lr), output=str(out)) | values)
 
 
 def sr_config(hr, out, **values) -> TrainSRConfig:
-    base = preset_values(TrainSRConfig, "debug") | dict(hr=str(hr), output=str(out), model="attentive")
-    return build(TrainSRConfig, **base | values)
+    return build(TrainSRConfig, **dict(preset="debug", hr=str(hr), output=str(out), model="attentive") | values)
 
 
 def weights_of(output) -> dict[str, torch.Tensor]:
@@ -87,8 +83,7 @@ def test_resume_equals_the_uninterrupted_run(stage, tmp_path, hr_folder, lr_fold
 
 def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):
     """Preset demo: content and style are within a factor of 100 at step 0. KL and MI start at 0 by construction."""
-    base = preset_values(TrainDegraderConfig, "demo") | dict(hr=str(hr_folder), lr=str(lr_folder), output=str(tmp_path))
-    config = build(TrainDegraderConfig, **base)
+    config = degrader_config(hr_folder, lr_folder, tmp_path, preset="demo")
     stage = StyleVAEStage(config, load_faces(config.hr, 64), load_faces(config.lr, 16))
     context = LocalContext(str(tmp_path), show_progress=False)
     stage.prepare(context, config.compute)
@@ -113,7 +108,7 @@ def test_non_finite_losses_stop_before_the_update(tmp_path, hr_folder):
 
 def test_losses_fall(tmp_path, hr_folder, lr_folder):
     notes = Notes()
-    config = sr_config(hr_folder, tmp_path / "sr", max_steps=40, learning_rate=2e-3)
+    config = sr_config(hr_folder, tmp_path / "sr", model="edsr", max_steps=40, learning_rate=2e-3)
     train(SRStage(config, load_faces(config.hr, 64)), config, LocalContext(config.output, show_progress=False), notes)
     losses = [value for _, value in notes.values["train/loss"]]
     assert len(losses) == 40

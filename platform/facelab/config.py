@@ -104,7 +104,10 @@ def parse(config_type: type[J], argv: list[str], prog: str) -> J:
 
 
 def build(config_type: type[C], **values: Any) -> C:
-    """Construct a config in code, with the command line's errors."""
+    """Construct a config in code: default < preset < `values` (groups as dictionaries), the command line's errors."""
+    if issubclass(config_type, JobConfig):
+        preset = values.get("preset", config_type.model_fields["preset"].default)
+        values = _merged(preset_values(config_type, preset), values)
     try:
         return config_type(**values)
     except ValidationError as error:
@@ -112,15 +115,24 @@ def build(config_type: type[C], **values: Any) -> C:
 
 
 def preset_values(config_type: type[JobConfig], preset: str) -> dict[str, Any]:
-    """A preset's values as nested keyword arguments, for building the config in code."""
-    nested: dict[str, Any] = {"preset": preset}
-    for key, value in config_type.PRESETS[preset].items():
+    """A preset's values as nested keyword arguments; none if it is unknown."""
+    nested: dict[str, Any] = {}
+    for key, value in config_type.PRESETS.get(preset, {}).items():
         *groups, last = key.split(".")
         target = nested
         for group in groups:
             target = target.setdefault(group, {})
         target[last] = value
     return nested
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _merged(below[key], above[key])
+        for key in below.keys() & above.keys()
+        if isinstance(below[key], dict) and isinstance(above[key], dict)
+    }
+    return below | above | both
 
 
 def to_yaml(config: Config) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from facelab import reports, storage
-from facelab.config import JobConfig, Uri, build, preset_values
+from facelab.config import JobConfig, Uri, build
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
@@ -91,10 +91,7 @@ class Demo:
         """Run one job with the demo's preset and seed; remember its time and MLflow run."""
         began = time.perf_counter()
         print(f"── {job}: {folder}", flush=True)
-        options = preset_values(config_type, self.config.preset) | {
-            "seed": self.config.seed,
-            "output": self.place(folder),
-        }
+        options: dict[str, Any] = {"preset": self.config.preset, "seed": self.config.seed, "output": self.place(folder)}
         options |= {"experiment": self.config.experiment, "tracking_uri": self.run.uri}
         if issubclass(config_type, TrainConfig):
             options["workers"] = self.config.workers

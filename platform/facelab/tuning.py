@@ -101,10 +101,8 @@ def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
 def trial_config(config: SweepConfig, trial: dict[str, Any], tracking_uri: str) -> TrainConfig:
     """The training config of one trial."""
     kind: type[TrainConfig] = TrainSRConfig if config.space == "attention" else TrainDegraderConfig
-    values = preset_values(kind, config.preset)
-    for group, options in trial["options"].items():
-        values[group] = values.get(group, {}) | options
-    values |= {"hr": config.hr, "output": storage.join(config.output, "trials", trial["name"]), "seed": trial["seed"]}
+    values = trial["options"] | {"preset": config.preset, "hr": config.hr, "seed": trial["seed"]}
+    values |= {"output": storage.join(config.output, "trials", trial["name"])}
     values |= {"tracking_uri": tracking_uri, "experiment": config.experiment, "workers": config.workers}
     values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
     values |= {"max_steps": config.max_steps} if config.max_steps else {}
