@@ -13,7 +13,7 @@ from facelab.tuning import SweepConfig, sweep, sweep_plan
 
 
 def work(config: SweepConfig, run: Any) -> dict[str, Any]:
-    with ray_session():
+    with ray_session(dashboard=config.workers > 0):
         return sweep(config, run)
 
 

@@ -31,7 +31,7 @@ def ray_local():
     os.environ.pop("RAY_ADDRESS", None)
     # Workers unpickle classes of the test modules.
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "platform", ROOT)))
-    with ray_session():
+    with ray_session(dashboard=True):
         yield
 
 

@@ -11,11 +11,15 @@ import ray.data
 
 
 @contextmanager
-def ray_session() -> Iterator[None]:
+def ray_session(*, dashboard: bool = False) -> Iterator[None]:
     """Connect for the time of the block; inside another session, use that one.
 
     RAY_ADDRESS, which `ray job submit` sets for its jobs, names a cluster; otherwise a local Ray is started. Ray would
     also join whatever cluster is found lying about on the machine: "local" forbids that.
+
+    Args:
+        dashboard: start the local Ray's dashboard, on loopback (2 s, 900 MB). It carries the State API, without which
+            Ray Train never frees the workers of a trial that Tune stopped, and the next trial waits for ever.
     """
     if ray.is_initialized():
         yield
@@ -31,7 +35,8 @@ def ray_session() -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2),
-            include_dashboard=False,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
             logging_level=logging.WARNING,
         )
     try:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from facelab import storage
-from facelab.config import JobConfig, parse, to_yaml
+from facelab.config import JobConfig, parse, to_yaml, without_secret
 from facelab.errors import UsageError
 
 # tracking is loaded when a run begins: MLflow takes seconds to import, and wrong options should be told at once.
@@ -37,14 +37,14 @@ def main(
             return DONE
         summary = run_job(name, config, work)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {without_secret(str(error))}", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         print(f"jobs.{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:  # the one place where anything else ends, told in full
-        traceback.print_exc()
-        print(f"error: jobs.{name} failed: {error}", file=sys.stderr)
+        print(without_secret(traceback.format_exc()), file=sys.stderr)
+        print(f"error: jobs.{name} failed: {without_secret(str(error))}", file=sys.stderr)
         return FAILED
     for key, value in summary.items():
         print(f"{key:32} {value:.6g}" if isinstance(value, float) else f"{key:32} {value}")

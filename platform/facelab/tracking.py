@@ -176,7 +176,7 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
         )
     except mlflow.MlflowException as error:
         reason = str(error).splitlines()[0][:200]
-        raise UsageError(f"--tracking-uri {without_secret(uri)}: MLflow cannot be reached: {reason}") from error
+        raise UsageError(f"--tracking-uri {uri}: MLflow cannot be reached: {reason}") from error
     tracked = JobRun(client, uri, run.info.run_id)
     values = flatten(json.loads(config.model_dump_json(exclude=set(_HIDDEN))))
     client.log_batch(tracked.id, params=[Param(key, str(value)[:500]) for key, value in values.items()])
@@ -186,7 +186,7 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
     try:
         yield tracked
         status = "FINISHED"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Tune stops a trial by SystemExit
         status = "KILLED"
         raise
     finally:
@@ -221,15 +221,16 @@ def registered_model_folder(uri: str) -> str:
 
 
 def end_stopped_trials(uri: str, experiment: str, parent: str) -> int:
-    """Mark the runs that a scheduler stopped before their end; returns how many. Their processes were killed."""
+    """Mark the trials that a scheduler stopped before their end as KILLED and stopped_early; returns how many."""
     client = _client(uri)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
-    query = f"tags.`mlflow.parentRunId` = '{parent}' and attributes.status = 'RUNNING'"
-    runs = client.search_runs([found.experiment_id], query, max_results=10_000)
+    query = f"tags.`mlflow.parentRunId` = '{parent}' "
+    trials = client.search_runs([found.experiment_id], query, max_results=10_000)
+    runs = [run for run in trials if run.info.status in ("RUNNING", "KILLED")]
     for run in runs:
         client.set_tag(run.info.run_id, "stopped_early", "true")
-        client.set_terminated(run.info.run_id, "FINISHED")
+        client.set_terminated(run.info.run_id, "KILLED")
     return len(runs)
 
 

@@ -176,7 +176,7 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
             max_concurrent_trials=_concurrent_trials(config),
             scheduler=tune.schedulers.ASHAScheduler(
                 time_attr="step",
-                max_t=longest,
+                max_t=longest + 1,  # at max_t it would kill a trial that is about to end by itself
                 grace_period=min(config.grace_steps, longest),
                 reduction_factor=config.reduction,
             ),
