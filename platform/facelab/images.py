@@ -33,6 +33,8 @@ def decode(data: bytes) -> np.ndarray:
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except BadImage:
         raise
+    except Image.DecompressionBombError as error:  # Pillow's own limit, met before ours
+        raise BadImage(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
         raise BadImage("unreadable: not an image format that is known here") from error
     except Exception as error:  # decoders raise whatever they like on corrupt input: all of it means one thing
