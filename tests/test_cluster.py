@@ -131,7 +131,7 @@ def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder
         "from ray.cluster_utils import Cluster\n"
         f"head = dict(num_cpus=1, include_dashboard=True, dashboard_host='127.0.0.1', dashboard_port={dashboard})\n"
         "cluster = Cluster(initialize_head=True, head_node_args=head)\n"
-        "cluster.add_node(num_cpus=2)\n"
+        "cluster.add_node(num_cpus=1)\n"
         "cluster.wait_for_nodes()\n"
         "print('ready', flush=True)\n"
         "sys.stdin.read()\n"
@@ -175,10 +175,10 @@ def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder
 
 
 def test_cluster_file_passes_rays_schema_check():
-    from ray.autoscaler._private.util import validate_config
+    from ray.autoscaler._private.util import prepare_config, validate_config
 
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    validate_config(config)
+    validate_config(prepare_config(config))
     workers = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
     assert any("GPU" in kind["resources"] for kind in workers)
     for kind in workers:  # without one, S3 answers 403 on workers only

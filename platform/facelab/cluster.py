@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import ray
 import ray.data
 
+_WORKING_FOLDER = os.getcwd()
+
 
 @contextmanager
 def ray_session(*, dashboard: bool = False) -> Iterator[None]:
@@ -21,9 +23,27 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         dashboard: start the local Ray's dashboard, on loopback (2 s, 900 MB). It carries the State API, without which
             Ray Train never frees the workers of a trial that Tune stopped, and the next trial waits for ever.
     """
-    if ray.is_initialized():
-        yield
-        return
+    try:
+        if ray.is_initialized():
+            yield
+        else:
+            with _connection(dashboard):
+                yield
+    finally:
+        _return_to_working_folder()
+
+
+def _return_to_working_folder() -> None:
+    """Two Ray nodes of one machine share the folder that a submitted job was unpacked to, and the second unpacks it
+    anew beneath the driver, whose working folder then no longer exists, though one of its name does."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir(_WORKING_FOLDER)
+
+
+@contextmanager
+def _connection(dashboard: bool) -> Iterator[None]:
     # Progress bars where someone watches; in a log they would be a page of lines every ten seconds.
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
     logging.getLogger("ray.data").setLevel(logging.WARNING)

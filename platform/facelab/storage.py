@@ -1,7 +1,8 @@
 """URI -> filesystem, for folders and S3 alike: the one place that knows endpoints and credentials.
 
-Credentials are those that boto3 finds (AWS_ACCESS_KEY_ID, profiles, instance roles); an endpoint other than AWS comes
-from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL. MLflow's S3 artifacts go through boto3, which reads the same variables.
+S3 goes through s3fs, so credentials are those that boto3 finds (AWS_ACCESS_KEY_ID, profiles, instance roles), and an
+endpoint other than AWS comes from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL; MLflow's artifacts obey the same variables.
+pyarrow's own S3 client puts folder markers, which some stores refuse (rclone: HTTP 500).
 """
 
 import os
@@ -14,6 +15,8 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import pyarrow.fs as pafs
+import s3fs
+from botocore.exceptions import BotoCoreError
 
 from facelab.errors import UsageError
 
@@ -45,16 +48,12 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     uri = normalise(uri)
     if not uri.startswith("s3://"):
         return pafs.LocalFileSystem(), uri
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    options: dict = {"connect_timeout": 10, "request_timeout": 60}
-    if endpoint:
-        parsed = urlparse(endpoint if "://" in endpoint else f"https://{endpoint}")
-        options |= {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
-        options["region"] = region
-    elif endpoint:
-        options["region"] = "us-east-1"  # unused by other stores, but pyarrow would ask AWS for it
-    return pafs.S3FileSystem(**options), uri.removeprefix("s3://")
+    return pafs.PyFileSystem(pafs.FSSpecHandler(_s3())), uri.removeprefix("s3://")
+
+
+def _s3() -> s3fs.S3FileSystem:
+    # Other jobs write too: a cached listing would hide what they wrote.
+    return s3fs.S3FileSystem(use_listings_cache=False, config_kwargs={"connect_timeout": 10, "read_timeout": 60})
 
 
 @contextmanager
@@ -64,7 +63,7 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UsageError(f"{uri}: not found") from error
-    except OSError as error:
+    except (OSError, BotoCoreError) as error:
         hint = "check AWS_ENDPOINT_URL and the AWS credentials" if uri.startswith("s3://") else "check path and rights"
         reason = str(error).splitlines()[0][:300]
         raise UsageError(f"{uri}: cannot be reached or written ({reason}): {hint}") from error
@@ -97,27 +96,26 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]
 
 
 def read_bytes(uri: str) -> bytes:
-    filesystem, path = resolve(uri)
-    with _explained(uri), filesystem.open_input_stream(path) as stream:
-        return stream.read()
+    uri = normalise(uri)
+    with _explained(uri):
+        return _s3().cat_file(uri) if uri.startswith("s3://") else Path(uri).read_bytes()  # pyrefly: ignore
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write one object whole or not at all: aside and renamed in a folder, a single put on S3."""
-    filesystem, path = resolve(uri)
+    uri = normalise(uri)
     with _explained(uri):
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            target = Path(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-            try:
-                aside.write_bytes(data)
-                os.replace(aside, target)
-            finally:
-                aside.unlink(missing_ok=True)
-        else:
-            with filesystem.open_output_stream(path) as stream:
-                stream.write(data)
+        if uri.startswith("s3://"):
+            _s3().pipe_file(uri, data)
+            return
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            aside.write_bytes(data)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
 
 
 def write_text(uri: str, text: str) -> None:
@@ -127,31 +125,25 @@ def write_text(uri: str, text: str) -> None:
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
     """A folder or file as a local path, downloaded for the time of the block when it lies elsewhere."""
-    filesystem, path = resolve(uri)
-    if isinstance(filesystem, pafs.LocalFileSystem):
-        yield Path(path)
+    uri = normalise(uri)
+    if not uri.startswith("s3://"):
+        yield Path(uri)
         return
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
-        target = Path(folder) / Path(path).name
+        target = Path(folder) / Path(uri).name
         with _explained(uri):
-            pafs.copy_files(
-                path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem()
-            )
+            _s3().get(uri, str(target), recursive=True)
         yield target
 
 
 def delete(uri: str) -> None:
     """Remove a file or folder if it is there."""
-    filesystem, path = resolve(uri)
+    uri = normalise(uri)
     with _explained(uri):
-        if isinstance(filesystem, pafs.LocalFileSystem):
-            if Path(path).is_dir():
-                shutil.rmtree(path)
-            else:
-                Path(path).unlink(missing_ok=True)
-            return
-        kind = filesystem.get_file_info(path).type
-        if kind == pafs.FileType.Directory:
-            filesystem.delete_dir(path)
-        elif kind == pafs.FileType.File:
-            filesystem.delete_file(path)
+        if uri.startswith("s3://"):
+            if _s3().exists(uri):
+                _s3().rm(uri, recursive=True)
+        elif Path(uri).is_dir():
+            shutil.rmtree(uri)
+        else:
+            Path(uri).unlink(missing_ok=True)

@@ -28,6 +28,9 @@ from facelab.config import JobConfig, flatten, to_yaml, without_secret
 from facelab.errors import UsageError
 
 _DEFAULT_DATABASE = Path("outputs/mlflow.db")
+# It would look for a project in the working folder and copy its lock file; our requirements are given in full. In a
+# submitted job that folder may have been unpacked anew by another node, and then looking fails.
+os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 _BATCH = 1000  # MLflow's limit for one log_batch
 _HIDDEN = ("tracking_uri", "output", "config", "dry_run", "experiment")  # said by tags and artifacts, or of no interest
 
