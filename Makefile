@@ -9,19 +9,19 @@ SEED ?= 0
 
 .PHONY: demo test test-cluster lint uv env
 demo: env
-	uv run --no-sync python -m jobs.demo --output $(OUT) --seed $(SEED) \
+	.venv/bin/python -m jobs.demo --output $(OUT) --seed $(SEED) \
 	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
 
 test: env lint
-	uv run --no-sync pytest
+	.venv/bin/pytest
 
 test-cluster: env
-	uv run --no-sync pytest -m cluster --timeout 900
+	.venv/bin/pytest -m cluster --timeout 900
 
 lint: env
-	uv run --no-sync ruff check .
-	uv run --no-sync ruff format --check .
-	uv run --no-sync pyrefly check
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyrefly check
 
 env: uv
 	uv sync --quiet --frozen --all-extras

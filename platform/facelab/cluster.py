@@ -47,6 +47,7 @@ def _connection(dashboard: bool) -> Iterator[None]:
     # Progress bars where someone watches; in a log they would be a page of lines every ten seconds.
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that they are off
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)

@@ -10,6 +10,7 @@ import io
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import tyro
@@ -53,7 +54,7 @@ class JobConfig(Config):
     seed: int = 0
     """Every random draw derives from it."""
     tracking_uri: str | None = None
-    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else sqlite:///outputs/mlflow.db in this folder."""
+    """MLflow tracking URI; default MLFLOW_TRACKING_URI, else a SQLite file: outputs/mlflow.db in this folder."""
     experiment: str = "facelab"
     """MLflow experiment."""
     dry_run: bool = False
@@ -64,6 +65,10 @@ class JobConfig(Config):
         if self.preset not in self.PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown{nearest(self.preset, self.PRESETS)}")
         return self
+
+    def database(self) -> Path:
+        """The SQLite file that tracks the job where no tracking URI is given."""
+        return Path("outputs/mlflow.db").absolute()
 
 
 C = TypeVar("C", bound=Config)

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
@@ -67,6 +68,10 @@ class DemoConfig(JobConfig):
             missing = ", ".join(f"--{name}" for name in ("hr", "lr", "test", "real") if name not in given)
             raise ValueError(f"own faces need all of --hr --lr --test --real; missing: {missing}")
         return self
+
+    def database(self) -> Path:
+        local = not self.output.startswith("s3://")
+        return Path(self.output) / "mlflow.db" if local else super().database()
 
 
 class Demo:

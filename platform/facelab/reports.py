@@ -210,12 +210,13 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
 def _commands(r: DemoResults) -> str:
     out, faces = r.config.output, r.faces
     commands = [
-        ("compare the runs and open the registered models", f"uv run mlflow ui --backend-store-uri {r.tracking_uri}"),
-        ("train longer", f"uv run python -m jobs.train_degrader --preset demo --max-steps 2000 --hr {faces['hr']} --lr "
+        ("once in each terminal", f"source .venv/bin/activate\nexport MLFLOW_TRACKING_URI={r.tracking_uri}"),
+        ("compare the runs and open the registered models, at http://127.0.0.1:5000", "mlflow ui"),
+        ("train longer", f"python -m jobs.train_degrader --preset demo --max-steps 2000 --hr {faces['hr']} --lr "
          f"{faces['lr']} --output {out}/stylevae-longer"),
-        ("another SR model on the same pairs", f"uv run python -m jobs.train_sr --preset demo --model edsr --pairs {out}/pairs "
+        ("another SR model on the same pairs", f"python -m jobs.train_sr --preset demo --model edsr --pairs {out}/pairs "
          f"--output {out}/edsr-s"),
-        ("search the loss weights", f"uv run python -m jobs.sweep --preset demo --hr {faces['hr']} --lr {faces['lr']} --output "
+        ("search the loss weights", f"python -m jobs.sweep --preset demo --hr {faces['hr']} --lr {faces['lr']} --output "
          f"{out}/sweep"),
         ("your own faces", "make demo HR=folder LR=folder TEST=folder REAL=folder OUT=outputs/own"),
     ]  # fmt: skip

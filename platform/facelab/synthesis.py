@@ -76,16 +76,17 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
         UsageError: unusable inputs, or a degrader made for other sizes.
     """
     _require_room(config)
-    degrader = Degrader.load(config)  # also refuses wrong inputs before actors start
+    degrader = Degrader.load(config)
     faces = _faces(config)
     shards.start_set(config.output, config.overwrite)
+    shared = ray.put(degrader)  # read once, not by every actor
     results = faces.map_batches(
         PairWriter,
         batch_size=config.rows_per_shard,
         compute=ray.data.ActorPoolStrategy(size=config.actors),
         num_cpus=config.cpus_per_actor,
         num_gpus=config.gpus_per_actor,
-        fn_constructor_args=(config,),
+        fn_constructor_args=(shared,),
     ).take_all()
 
     rejected = [row for result in results for row in result["rejected"]]
@@ -237,12 +238,13 @@ class Degrader:
 class PairWriter:
     """A Ray actor: a batch of faces -> one shard of pairs; returns what it wrote."""
 
-    def __init__(self, config: SynthesizeConfig):
+    def __init__(self, shared: ray.ObjectRef):
+        degrader: Degrader = ray.get(shared)
         # The number of threads changes the last bits of sums: the same on every actor and machine.
         torch.set_num_threads(1)
-        self.config, self.degrader = config, Degrader.load(config)
-        if config.gpus_per_actor and self.degrader.model:
-            self.degrader.model.network.cuda()
+        self.config, self.degrader = degrader.config, degrader
+        if self.config.gpus_per_actor and degrader.model:
+            degrader.model.network.cuda()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         ids, digests, images, rejected = [], [], [], []

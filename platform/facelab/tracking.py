@@ -1,6 +1,7 @@
 """MLflow: the only file that imports it. The driver creates and ends a job's run; workers log into it by its id."""
 
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -27,16 +28,17 @@ from facelab import storage
 from facelab.config import JobConfig, flatten, to_yaml, without_secret
 from facelab.errors import UsageError
 
-_DEFAULT_DATABASE = Path("outputs/mlflow.db")
 # It would look for a project in the working folder and copy its lock file; our requirements are given in full. In a
 # submitted job that folder may have been unpacked anew by another node, and then looking fails.
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip, which an environment by uv lacks
 _BATCH = 1000  # MLflow's limit for one log_batch
 _HIDDEN = ("tracking_uri", "output", "config", "dry_run", "experiment")  # said by tags and artifacts, or of no interest
 
 
 def tracking_uri(config: JobConfig) -> str:
-    """--tracking-uri, MLFLOW_TRACKING_URI, else one SQLite file for all jobs of this folder: outputs/mlflow.db."""
+    """--tracking-uri, MLFLOW_TRACKING_URI, else the job's SQLite file."""
     uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         if uri.startswith("file:") or "://" not in uri:
@@ -44,7 +46,7 @@ def tracking_uri(config: JobConfig) -> str:
                 f"--tracking-uri {uri}: MLflow no longer writes folders: give sqlite:///FILE or http://HOST"
             )
         return uri
-    return f"sqlite:///{_DEFAULT_DATABASE.absolute()}"
+    return f"sqlite:///{config.database()}"
 
 
 def _client(uri: str) -> MlflowClient:
@@ -213,9 +215,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def registered_model_folder(uri: str) -> str:
-    """Download a models:/ URI and return its model folder."""
-    default = f"sqlite:///{_DEFAULT_DATABASE.absolute()}"
-    mlflow.set_tracking_uri(os.environ.get("MLFLOW_TRACKING_URI", default))
+    """Download a models:/ URI from the job's tracking server and return its model folder."""
     try:
         local = Path(mlflow.artifacts.download_artifacts(uri))
     except mlflow.MlflowException as error:
