@@ -83,7 +83,7 @@ class TrainDegraderConfig(TrainConfig):
         # below 1; at step 0 both are near 0 by construction, so no weight could make them comparable there.
         "demo": {
             "epochs": 100,
-            "max_steps": 350,
+            "max_steps": 400,
             "learning_rate": 1e-3,
             "ema_decay": 0.98,
             "stylevae.channels": 48,
@@ -91,7 +91,7 @@ class TrainDegraderConfig(TrainConfig):
             "perceptual.match_colour": True,
             "weights.lambda_kl": 3e-4,
             "weights.lambda_mi": 1e-3,
-            "weights.alpha": 0.03,
+            "weights.alpha": 0.06,
             "weights.beta": 1.0,
             "perceptual.network": "mobilenet_v2",
             "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
