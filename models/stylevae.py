@@ -25,8 +25,9 @@ class StyleVAEConfig:
     use_adain: bool = True
     """AdaIN. Off: the style code is tiled and concatenated to the content features, same depth and width."""
     content_skip: bool = False
-    """Carry the resized x_HR in the content code and let G predict the change to it. Instance normalisation forgets
-    an image's mean colour, so without it colours come from the style image. Ours; the paper shows no such path."""
+    """Carry the resized x_HR in the content code and let G predict the change to it, of which only what is finer than
+    4 px of y_LR is kept. Instance normalisation forgets an image's mean colour and contrast, so without this, colours
+    and shading come from the style image, and SR networks learn to guess them. Ours; the paper shows no such path."""
 
     def __post_init__(self):
         for name in ("style_dim", "channels", "blocks"):
@@ -127,7 +128,13 @@ class Generator(nn.Module):
         for block in self.blocks:
             features = block(features, style)
         rgb = torch.tanh(self.to_rgb(nn.functional.leaky_relu(features, 0.2)))
-        return (content[:, -3:] + rgb).clamp(-1, 1) if self.content_skip else rgb
+        return (content[:, -3:] + _fine(rgb)).clamp(-1, 1) if self.content_skip else rgb
+
+
+def _fine(change: torch.Tensor) -> torch.Tensor:
+    """(B, 3, h, w) without its coarse part: blur, noise and compression change detail, not colours and shading."""
+    height, width = change.shape[2:]
+    return change - resize(resize(change, max(height // 4, 1), max(width // 4, 1)), height, width)
 
 
 class StyleVAE(nn.Module):

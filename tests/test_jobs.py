@@ -13,6 +13,7 @@ from facelab.config import build, parse
 from facelab.data.prepare import PrepareConfig
 from facelab.data.sample_set import SampleFacesConfig
 from facelab.demo import DemoConfig, run_demo
+from facelab.errors import UsageError
 from facelab.evaluation import EvaluateConfig
 from facelab.job import main, run_job
 from facelab.synthesis import SynthesizeConfig
@@ -66,12 +67,12 @@ def test_unreachable_tracker_is_exit_2(tmp_path, capsys):
     assert "secret" not in error
 
 
-def test_demo_end_to_end(ray_local, tmp_path):
+def test_demo_end_to_end(ray_local, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     config = build(
         DemoConfig,
         preset="debug",
         output=str(tmp_path),
-        tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )
     summary = run_job("demo", config, lambda c, r: run_demo(c, r))
     for kind in ("learnt", "bicubic", "floor"):
@@ -82,6 +83,14 @@ def test_demo_end_to_end(ray_local, tmp_path):
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # self-contained
     assert json.loads((tmp_path / "summary.json").read_text())["mlflow_run_id"] == summary["mlflow_run_id"]
     assert (tmp_path / "mlflow.db").exists()
+
+    # Again: what is finished stays, an interrupted training goes on, other settings are refused.
+    (tmp_path / "attentive-s" / "summary.json").unlink()
+    again = run_job("demo", config, lambda c, r: run_demo(c, r))
+    kept = [name for name in summary if not name.startswith(("seconds", "mlflow"))]
+    assert [again[name] for name in kept] == [summary[name] for name in kept]
+    with pytest.raises(UsageError, match="other settings"):
+        run_job("demo", config.model_copy(update={"seed": 5}), lambda c, r: run_demo(c, r))
 
 
 def test_sweep_nests_its_trials(ray_local, tmp_path, hr_folder, lr_folder):

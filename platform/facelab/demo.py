@@ -9,10 +9,11 @@ from typing import Any, ClassVar, Literal
 from pydantic import model_validator
 
 from facelab import reports, storage
-from facelab.config import JobConfig, Uri, build
+from facelab.config import JobConfig, Uri, build, to_yaml
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
+from facelab.errors import UsageError
 from facelab.evaluation import EvaluateConfig, FeatureConfig, evaluate
 from facelab.job import run_job
 from facelab.metrics import degradation_distances, frechet_distance
@@ -93,18 +94,34 @@ class Demo:
         work: Callable[[Any, Any], dict[str, Any]],
         **values: Any,
     ) -> dict[str, Any]:
-        """Run one job with the demo's preset and seed; remember its time and MLflow run."""
-        began = time.perf_counter()
-        print(f"── {job}: {folder}", flush=True)
+        """Run one job with the demo's preset and seed; remember its time and MLflow run.
+
+        A stage that an earlier, interrupted demo finished is not run again, and a training goes on where it stopped.
+        """
         options: dict[str, Any] = {"preset": self.config.preset, "seed": self.config.seed, "output": self.place(folder)}
         options |= {"experiment": self.config.experiment, "tracking_uri": self.run.uri}
         if issubclass(config_type, TrainConfig):
             options["workers"] = self.config.workers
             options |= {"max_steps": self.config.max_steps} if self.config.max_steps else {}
-        summary = run_job(job, build(config_type, **options | values), work, parent=self.run.id)
+        options |= {name: True for name in ("resume", "overwrite") if name in config_type.model_fields}
+        config = build(config_type, **options | values)
+        began = time.perf_counter()
+        summary = self._finished(config)
+        print(f"── {job}: {folder}{' (done before)' if summary else ''}", flush=True)
+        if summary is None:
+            summary = run_job(job, config, work, parent=self.run.id)
         self.seconds[folder] = time.perf_counter() - began
         self.runs[folder] = summary["mlflow_run_id"]
         return summary
+
+    def _finished(self, config: JobConfig) -> dict[str, Any] | None:
+        """The summary of an earlier run of just this stage, if it came to its end."""
+        was, summary = (storage.join(config.output, name) for name in ("config.yaml", "summary.json"))
+        if not storage.exists(was):
+            return None
+        if storage.read_bytes(was).decode() != to_yaml(config):
+            raise UsageError(f"{config.output}: made with other settings: give another --output (make: OUT=), or delete it")
+        return json.loads(storage.read_bytes(summary)) if storage.exists(summary) else None
 
     def faces(self) -> dict[str, str]:
         """URIs of hr, lr, test_hr, real, and, where it is known, of the test set with true LR."""

@@ -148,7 +148,10 @@ def _sr_table(r: DemoResults) -> str:
             f"<td>{'<b>' if row[m] * sense == best[m] else ''}{row[m]:.4g}</b>" for m, (_, sense) in metrics.items()
         )
         lines.append(f"<tr><td>{name}{cells}</tr>")
-    note = "B: trained on bicubic pairs, S: on styleVAE pairs, for the same number of steps."
+    note = (
+        "B: trained on bicubic pairs, S: on styleVAE pairs, for the same number of steps, which in preset demo are far "
+        "fewer than the paper's: compare S with B, not with published numbers."
+    )
     return f"<table><tr><th>{head}</tr>{''.join(lines)}</table><p class=note>{note}</p>"
 
 

@@ -115,8 +115,9 @@ def start_set(uri: str, overwrite: bool = False) -> None:
         if not overwrite:
             raise UsageError(f"{uri}: a finished shard set is there: choose another --output or pass --overwrite")
         storage.delete(storage.join(uri, "manifest.json"))
-    for _, leftover in storage.list_files(uri, (".parquet",)):
-        storage.delete(leftover)
+    for name, leftover in storage.list_files(uri, (".parquet",)):
+        if name.startswith("part-") or name == "rejected.parquet":  # what we write, and nothing else of the user's
+            storage.delete(leftover)
 
 
 def finish_set(uri: str, kind: str, summaries: Iterable[ShardSummary], details: dict[str, Any]) -> Manifest:

@@ -52,7 +52,7 @@ class TrainConfig(JobConfig):
     validation_images: int = Field(default=512, ge=2)
     """At most so many held-out images choose the best epoch."""
     resume: bool = False
-    """Go on from the newest checkpoint below --output; without it, an --output with checkpoints is refused."""
+    """Go on from the newest checkpoint below --output, if there is one; without it, such an --output is refused."""
     register_as: str | None = None
     """Name in the MLflow model registry; default facelab-NETWORK."""
     compute: ComputeConfig = ComputeConfig()

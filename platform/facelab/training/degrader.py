@@ -91,7 +91,7 @@ class TrainDegraderConfig(TrainConfig):
             "perceptual.match_colour": True,
             "weights.lambda_kl": 3e-4,
             "weights.lambda_mi": 1e-3,
-            "weights.alpha": 0.06,
+            "weights.alpha": 0.03,
             "weights.beta": 1.0,
             "perceptual.network": "mobilenet_v2",
             "perceptual.style_layers": ["block0", "block1", "block3", "block6"],

@@ -57,7 +57,7 @@ def run_training(config: TrainConfig, make_logger: LoggerFactory, ray_callbacks:
     """Train with config.workers; returns the summary. `ray_callbacks` are ray.train.UserCallback, for Ray workers.
 
     Raises:
-        UsageError: checkpoints in the way, or none to resume from.
+        UsageError: checkpoints in the way.
     """
     place = storage.join(config.output, "checkpoints")
     started = checkpoint.steps_at(place)
