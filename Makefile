@@ -7,7 +7,7 @@ PYTHON ?= python3
 OUT ?= outputs/demo
 SEED ?= 0
 
-.PHONY: demo test test-cluster lint uv env
+.PHONY: demo test test-slow lint uv env
 demo: env
 	.venv/bin/python -m jobs.demo --output $(OUT) --seed $(SEED) \
 	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
@@ -15,8 +15,8 @@ demo: env
 test: env lint
 	.venv/bin/pytest
 
-test-cluster: env
-	.venv/bin/pytest -m cluster --timeout 900
+test-slow: env
+	.venv/bin/pytest -m "slow or cluster or browser or chaos" --timeout 900
 
 lint: env
 	.venv/bin/ruff check .

@@ -5,21 +5,9 @@
 """
 
 import sys
-from pathlib import Path
-from typing import Any
 
-from facelab import storage
-from facelab.evaluation import EvaluateConfig, evaluate
+from facelab.evaluation import EvaluateConfig, evaluate_and_log
 from facelab.job import main
-
-
-def work(config: EvaluateConfig, run: Any) -> dict[str, Any]:
-    summary = evaluate(config)
-    for name in ("per_image.parquet", "grid.png", "real.png"):
-        if storage.exists(uri := storage.join(config.output, name)):
-            with storage.local_copy(uri) as file:
-                run.artifact(Path(file))
-    return summary
 
 
 def plan(config: EvaluateConfig) -> str:
@@ -28,4 +16,4 @@ def plan(config: EvaluateConfig) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate", EvaluateConfig, work, plan))
+    sys.exit(main("evaluate", EvaluateConfig, evaluate_and_log, plan))

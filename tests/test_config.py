@@ -54,6 +54,14 @@ def test_precedence(tmp_path):
     assert (config.attentive.window, config.attentive.channels) == (3, 16)
 
 
+def test_preset_may_stand_in_the_yaml_file(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: debug\n")
+    config = parse(TrainSRConfig, [*SR, "--config", str(file)], "job")
+    assert (config.preset, config.max_steps) == ("debug", 4)
+    assert parse(TrainSRConfig, [*SR, "--config", str(file), "--preset", "demo"], "job").preset == "demo"
+
+
 def test_resolved_yaml_can_be_read_again(tmp_path):
     config = parse(TrainSRConfig, [*SR, "--preset", "demo", "--seed", "3"], "job")
     values = {k: v for k, v in yaml.safe_load(to_yaml(config)).items() if v is not None}
@@ -70,6 +78,7 @@ def test_resolved_yaml_can_be_read_again(tmp_path):
         (["--preset", "demi"], "did you mean 'demo'"),
         (["--batch-size", "many"], "batch-size"),
         (["--batch-size", "1"], "batch_size"),
+        (["--seed", "-1"], "seed"),
         (["--model", "edsrr"], "edsrr"),
         (["--scale", "5"], "multiple of scale"),
         (["--workers", "3"], "multiple of 3 workers"),

@@ -22,6 +22,8 @@ from facelab.errors import UsageError
 from facelab.images import BadImage, decode, encode_png, training_image
 from PIL import Image
 
+from models.resize import resize
+
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
     buffer = io.BytesIO()
@@ -190,12 +192,15 @@ def test_sample_faces_are_seeded_and_varied():
     assert np.abs(large.reshape(32, 2, 32, 2, 3).mean((1, 3)) - small).mean() < 8  # the same face at any size
 
 
-def test_nuisance_is_worse_than_bicubic(face):
+def test_nuisance_varies_blurs_and_keeps_colours(face):
     rng = np.random.default_rng(0)
-    low = degrade(face, 4, rng)
-    assert low.shape == (12, 12, 3)
-    assert low.dtype == np.uint8
-    assert not np.array_equal(low, degrade(face, 4, rng))
+    lows = np.stack([degrade(face, 4, rng) for _ in range(20)])
+    assert lows.shape == (20, 12, 12, 3)
+    assert lows.dtype == np.uint8
+    assert len({low.tobytes() for low in lows}) == 20
+    bicubic = resize(torch.from_numpy(face).permute(2, 0, 1)[None], 12)[0].permute(1, 2, 0).numpy()
+    assert np.abs(lows.mean((0, 1, 2)) - bicubic.mean((0, 1))).max() < 4
+    assert lows.astype(float).var((1, 2)).mean() < bicubic.astype(float).var((0, 1)).mean()
 
 
 def test_manifest_is_json(tmp_path):

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,18 @@ def test_nothing_of_a_workplace_is_named(word):
     for name in listed:
         if (ROOT / name).suffix in (".py", ".md", ".toml", ".yaml", ".lock", "") and (ROOT / name).is_file():
             assert word not in (ROOT / name).read_text(errors="ignore"), name
+
+
+def test_a_registered_model_asks_for_all_that_it_imports():
+    """MLflow rebuilds an environment from MODEL_REQUIREMENTS alone: every import that facelab.pyfunc runs is in it."""
+    from facelab.tracking import MODEL_REQUIREMENTS
+
+    code = "import facelab.pyfunc, sys; print(*(m for m in sys.modules if m.startswith(('facelab', 'models'))))"
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
+    names: set[str] = set()
+    for module in loaded.split():
+        place = (ROOT if module.startswith("models") else ROOT / "platform") / module.replace(".", "/")
+        names |= imports_of(next(f for f in (place.with_suffix(".py"), place / "__init__.py") if f.exists()))
+    names -= set(sys.stdlib_module_names) | {"facelab", "models"}
+    distributions = {metadata.packages_distributions()[name][0].lower() for name in names}
+    assert distributions <= set(MODEL_REQUIREMENTS) | {"mlflow"}

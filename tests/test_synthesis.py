@@ -33,9 +33,7 @@ def hr_shards(ray_local, hr_folder, tmp_path_factory) -> str:
 
 
 def config(hr, lr, degrader, out, **values) -> SynthesizeConfig:
-    base = dict(
-        hr=str(hr), lr=lr and str(lr), degrader=degrader, output=str(out), variants=2, micro_batch=4, rows_per_shard=16
-    )
+    base = dict(hr=str(hr), lr=lr and str(lr), degrader=degrader, output=str(out), variants=2, rows_per_shard=16)
     return build(SynthesizeConfig, **base | values)
 
 
@@ -66,7 +64,7 @@ def test_folder_and_shards_give_the_same_pairs(ray_local, tmp_path, hr_folder, h
 
 
 def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_path):
-    d = Degrader.load(config(hr_folder, lr_folder, degrader, tmp_path, micro_batch=4))
+    d = Degrader.load(config(hr_folder, lr_folder, degrader, tmp_path))
     faces = load_faces(str(hr_folder), 64)
     hr, digests = faces.images[:10], faces.digests[:10]
     whole, _ = d.degrade(hr, digests, 0)

@@ -60,24 +60,32 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 @pytest.mark.parametrize("stage", ["degrader", "sr"])
 def test_resume_equals_the_uninterrupted_run(stage, tmp_path, hr_folder, lr_folder):
-    """Stopped after 3 of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights."""
+    """Killed after 3 of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights."""
 
     def config(out, **values):
         if stage == "sr":
             return sr_config(hr_folder, out, **values)
         return degrader_config(hr_folder, lr_folder, out, **values)
 
+    class Dies(Notes):
+        def metrics(self, step, values):
+            if step >= 3:  # just after the checkpoint of step 3
+                raise KeyboardInterrupt
+
     run_training(config(tmp_path / "whole", max_steps=6), Notes)
-    run_training(config(tmp_path / "parts", max_steps=3), Notes)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(config(tmp_path / "parts", max_steps=6, checkpoint_every=3), Dies)
+    assert not (tmp_path / "parts" / "model").exists()
     with pytest.raises(UsageError, match="--resume"):
         run_training(config(tmp_path / "parts", max_steps=6), Notes)
-    # The end of the short run chose a "best"; an interrupted run would not have, so forget it for the comparison.
     resumed = run_training(config(tmp_path / "parts", max_steps=6, resume=True), Notes)
     assert resumed["steps"] == 6
     whole, parts = (checkpoint.newest(str(tmp_path / name / "checkpoints")) for name in ("whole", "parts"))
-    keep = ("networks.", "average.")
-    assert_equal(*({k: v for k, v in c.networks.items() if k.startswith(keep)} for c in (whole, parts)))
-    assert str(whole.optimisers) == str(parts.optimisers)
+    assert_equal(whole.networks, parts.networks)
+    for name, state in whole.optimisers.items():
+        for index, values in state["state"].items():
+            assert_equal(values, parts.optimisers[name]["state"][index])
+    assert_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
     assert (whole.segment, parts.segment) == (0, 1)
 
 
@@ -135,12 +143,28 @@ def test_switches_build_what_they_name(tmp_path, hr_folder, lr_folder):
 
 
 def test_damaged_checkpoints_are_refused(tmp_path, hr_folder):
-    run_training(sr_config(hr_folder, tmp_path), Notes)
-    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
-    file = newest / "networks.safetensors"
-    file.write_bytes(file.read_bytes()[:-10])
+    """A truncated checkpoint is passed over for the one before; when none is whole, the run does not start anew."""
+    run_training(sr_config(hr_folder, tmp_path, checkpoint_every=2), Notes)
+    before, newest = sorted((tmp_path / "checkpoints").iterdir())
+    for place in (newest, before):
+        file = place / "networks.safetensors"
+        file.write_bytes(file.read_bytes()[:-10])
+        found = None
+        if place == newest:
+            found = checkpoint.newest(str(tmp_path / "checkpoints"))
+            assert found is not None
+            assert found.step == 2
     with pytest.raises(UsageError, match="damaged checkpoint"):
         run_training(sr_config(hr_folder, tmp_path, resume=True), Notes)
+
+
+def test_resume_takes_the_new_learning_rate_and_no_other_network(tmp_path, hr_folder):
+    run_training(sr_config(hr_folder, tmp_path), Notes)
+    run_training(sr_config(hr_folder, tmp_path, resume=True, max_steps=5, learning_rate=3e-5), Notes)
+    after = checkpoint.newest(str(tmp_path / "checkpoints"))
+    assert after.optimisers["main"]["param_groups"][0]["lr"] == 3e-5
+    with pytest.raises(UsageError, match="another network"):
+        run_training(sr_config(hr_folder, tmp_path, resume=True, max_steps=6, model="edsr"), Notes)
 
 
 def test_damaged_models_are_refused(tmp_path, hr_folder):
@@ -172,6 +196,16 @@ def test_two_workers_equal_one(ray_local, tmp_path, hr_folder):
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=1e-5)
     on = run_training(sr_config(hr_folder, tmp_path / "two", max_steps=6, resume=True), Notes)
     assert on["steps"] == 6
+
+
+def test_two_workers_train_the_stylevae_and_go_on_from_another_kind(ray_local, tmp_path, hr_folder, lr_folder):
+    """2 Ray workers go on where one process stopped, though an older checkpoint of Ray's is there."""
+    run_training(degrader_config(hr_folder, lr_folder, tmp_path, workers=2, max_steps=2), Notes)
+    run_training(degrader_config(hr_folder, lr_folder, tmp_path, max_steps=4, resume=True), Notes)
+    run_training(degrader_config(hr_folder, lr_folder, tmp_path, workers=2, max_steps=5, resume=True), Notes)
+    state = checkpoint.newest(str(tmp_path / "checkpoints"))
+    assert (state.step, state.segment) == (5, 2)
+    assert all(torch.isfinite(value).all() for value in state.networks.values())
 
 
 def test_two_workers_hand_back_usage_errors(ray_local, tmp_path, hr_folder):

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import tyro
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticUndefined
 
 from facelab import storage
@@ -51,7 +51,7 @@ class JobConfig(Config):
     """Named settings under the options given here: debug (seconds), demo (minutes on 2 cores), paper."""
     config: str | None = None
     """YAML file of options, under the command line and over the preset."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Every random draw derives from it."""
     tracking_uri: str | None = None
     """MLflow tracking URI; default MLFLOW_TRACKING_URI, else a SQLite file: outputs/mlflow.db in this folder."""
@@ -65,6 +65,11 @@ class JobConfig(Config):
         if self.preset not in self.PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown{nearest(self.preset, self.PRESETS)}")
         return self
+
+    def check_output(self) -> None:
+        """Refuse an --output that must not be written to; before anything is."""
+        if storage.is_file(self.output):
+            raise UsageError(f"--output {self.output}: is a file: give a folder")
 
     def database(self) -> Path:
         """The SQLite file that tracks the job where no tracking URI is given."""
@@ -88,12 +93,13 @@ def parse(config_type: type[J], argv: list[str], prog: str) -> J:
         UsageError: unknown, missing or invalid option, in one line.
         SystemExit: after --help.
     """
-    preset = _value_of(argv, "--preset") or config_type.model_fields["preset"].default
+    file = _value_of(argv, "--config")
+    from_file = _read_yaml(file) if file else {}
+    preset = _value_of(argv, "--preset") or from_file.get("preset") or config_type.model_fields["preset"].default
     if preset not in config_type.PRESETS:
-        raise UsageError(f"--preset {preset!r} is unknown{nearest(preset, config_type.PRESETS)}")
+        raise UsageError(f"--preset {preset!r} is unknown{nearest(str(preset), config_type.PRESETS)}")
     arguments = _as_options(config_type, config_type.PRESETS[preset], f"preset {preset}")
-    if file := _value_of(argv, "--config"):
-        arguments += _as_options(config_type, _read_yaml(file), file)
+    arguments += _as_options(config_type, from_file, file or "")
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):

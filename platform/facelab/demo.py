@@ -13,8 +13,7 @@ from facelab.config import JobConfig, Uri, build, to_yaml
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
-from facelab.errors import UsageError
-from facelab.evaluation import EvaluateConfig, FeatureConfig, evaluate
+from facelab.evaluation import EvaluateConfig, FeatureConfig, evaluate_and_log
 from facelab.job import run_job
 from facelab.metrics import degradation_distances, frechet_distance
 from facelab.synthesis import SynthesizeConfig, synthesize
@@ -82,6 +81,8 @@ class Demo:
         self.config, self.run = config, run
         self.seconds: dict[str, float] = {}
         self.runs: dict[str, str] = {}
+        self.renewed = False
+        """Whether a stage was run now: then all that come after it are, too."""
 
     def place(self, *parts: str) -> str:
         return storage.join(self.config.output, *parts)
@@ -96,7 +97,7 @@ class Demo:
     ) -> dict[str, Any]:
         """Run one job with the demo's preset and seed; remember its time and MLflow run.
 
-        A stage that an earlier, interrupted demo finished is not run again, and a training goes on where it stopped.
+        What an interrupted demo of the same settings finished is not run again, and its training goes on.
         """
         options: dict[str, Any] = {"preset": self.config.preset, "seed": self.config.seed, "output": self.place(folder)}
         options |= {"experiment": self.config.experiment, "tracking_uri": self.run.uri}
@@ -106,9 +107,12 @@ class Demo:
         options |= {name: True for name in ("resume", "overwrite") if name in config_type.model_fields}
         config = build(config_type, **options | values)
         began = time.perf_counter()
-        summary = self._finished(config)
+        summary = None if self.renewed else self._finished(config)
         print(f"── {job}: {folder}{' (done before)' if summary else ''}", flush=True)
         if summary is None:
+            if self.renewed and storage.exists(storage.join(config.output, "config.yaml")):
+                storage.delete(config.output)  # an earlier demo's, of other settings or from before the interruption
+            self.renewed = True
             summary = run_job(job, config, work, parent=self.run.id)
         self.seconds[folder] = time.perf_counter() - began
         self.runs[folder] = summary["mlflow_run_id"]
@@ -120,7 +124,8 @@ class Demo:
         if not storage.exists(was):
             return None
         if storage.read_bytes(was).decode() != to_yaml(config):
-            raise UsageError(f"{config.output}: made with other settings: give another --output (make: OUT=), or delete it")
+            self.renewed = True
+            return None
         return json.loads(storage.read_bytes(summary)) if storage.exists(summary) else None
 
     def faces(self) -> dict[str, str]:
@@ -130,9 +135,9 @@ class Demo:
             return {name: self.place("faces", name) for name in ("hr", "lr", "test", "test_hr", "real")}
         found = {}
         for name, source in (("hr", "hr"), ("lr", "lr"), ("test_hr", "test"), ("real", "real")):
-            found[name] = self.place("faces", name)
+            found[name] = self.place("prepared", name)
             uri = getattr(self.config, source)
-            self.stage(f"faces/{name}", "prepare", PrepareConfig, lambda c, _: prepare(c), input=uri)
+            self.stage(f"prepared/{name}", "prepare", PrepareConfig, lambda c, _: prepare(c), input=uri)
         return found
 
     def degradation(self, faces: dict[str, str]) -> dict[str, float]:
@@ -187,7 +192,7 @@ def run_demo(config: DemoConfig, run: JobRun) -> dict[str, Any]:
     for name in ("bicubic", *SR_RUNS):
         model = "bicubic" if name == "bicubic" else demo.place(name.lower())
         table[name] = demo.stage(
-            f"evaluation/{name.lower()}", "evaluate", EvaluateConfig, lambda c, _: evaluate(c),
+            f"evaluation/{name.lower()}", "evaluate", EvaluateConfig, evaluate_and_log,
             model=model, test=test, real=faces["real"], reference=faces["hr"],
         )  # fmt: skip
         for metric, value in table[name].items():

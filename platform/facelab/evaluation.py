@@ -1,7 +1,7 @@
 """A model on a test set: PSNR and SSIM where truth exists, else a Fréchet distance over a named network."""
 
 import io
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,13 @@ from facelab.errors import UsageError
 from facelab.images import encode_png, grid
 from facelab.metrics.frechet import frechet_distance
 from facelab.metrics.psnr_ssim import psnr, ssim
+from facelab.seeding import generator_for
 from facelab.weights import resolve_weights
 from models.features import FEATURE_NETWORKS, FeatureNetwork
 from models.resize import resize
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from facelab.tracking import JobRun
 
 
 class FeatureConfig(Config):
@@ -29,7 +33,7 @@ class FeatureConfig(Config):
     """Named in the metric: fd_vgg16, fd_mobilenet_v2."""
     layer: str = "relu2_2"
     """Its channels are the dimensions; keep them well below the number of images (relu2_2: 128, block10: 64)."""
-    weights: str | None = None
+    weights: Uri | None = None
     """URI of the weight file; default: torchvision's download, or the installed package."""
 
     @model_validator(mode="after")
@@ -74,8 +78,17 @@ class EvaluateConfig(JobConfig):
         return self
 
 
+def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
+    """Run the job; its table and pictures also go to its MLflow run."""
+    summary = evaluate(config)
+    for name in ("per_image.parquet", "grid.png", *(["real.png"] if config.real else [])):
+        with storage.local_copy(storage.join(config.output, name)) as file:
+            run.artifact(file)
+    return summary
+
+
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Run the job: OUTPUT/per_image.parquet, grid.png, real.png; returns the means.
+    """OUTPUT/per_image.parquet, grid.png, real.png; returns the means.
 
     Raises:
         UsageError: unusable model or sets.
@@ -95,10 +108,10 @@ def _with_truth(config: EvaluateConfig, model: model_store.TrainedModel, device:
     manifest = read_manifest(config.test) if storage.exists(config.test) else None
     if manifest and manifest.kind == "pairs":
         pairs = load_pairs(config.test, progress=True)
-        ids, hr, lr, kind, rejected = pairs.ids, pairs.hr, pairs.lr, "pairs", 0
+        ids, hr, lr, kind, rejected, data = pairs.ids, pairs.hr, pairs.lr, "pairs", 0, pairs.hash
     else:
         faces = load_faces(config.test, model.hr_size, progress=True)
-        ids, hr, kind, rejected = faces.ids, faces.images, "bicubic", faces.rejected
+        ids, hr, kind, rejected, data = faces.ids, faces.images, "bicubic", faces.rejected, faces.hash
         lr = resize(hr, model.hr_size // model.scale)
     if lr.shape[-1] * model.scale != hr.shape[-1]:
         raise UsageError(
@@ -118,7 +131,7 @@ def _with_truth(config: EvaluateConfig, model: model_store.TrainedModel, device:
     picture = grid([lr[shown], resize(lr[shown], hr.shape[-1]), sr[shown], hr[shown]], cell=96)
     storage.write_bytes(storage.join(config.output, "grid.png"), encode_png(picture))
     means = {name: float(np.mean(values)) for name, values in columns.items() if name != "id"}
-    return means | {"n": len(ids), "lr_kind": kind, "n_rejected": rejected}
+    return means | {"n": len(ids), "lr_kind": kind, "n_rejected": rejected, "data_hash": data[:16]}
 
 
 def _without_truth(config: EvaluateConfig, model: model_store.TrainedModel, device: torch.device) -> dict[str, Any]:
@@ -127,12 +140,20 @@ def _without_truth(config: EvaluateConfig, model: model_store.TrainedModel, devi
     real = load_faces(str(config.real), model.hr_size // model.scale, progress=True)
     reference = load_faces(str(config.reference), model.hr_size, progress=True)
     sr = model_store.super_resolve(model.network, real.images, device)
-    distance = frechet_distance(network, reference.images, sr, progress=True)
+    # At equal N, as the distance falls with N; a draw, as neighbours by id may be alike.
+    count = min(len(real), len(reference))
+    if count < 2:
+        raise UsageError(f"{config.real}, {config.reference}: a Fréchet distance needs 2 images on each side")
+    chosen_sr, chosen = (
+        images[torch.randperm(len(images), generator=generator_for(config.seed, "fd"))[:count]]
+        for images in (sr, reference.images)
+    )
+    distance = frechet_distance(network, chosen, chosen_sr, progress=True)
     dims = next(iter(network(torch.zeros(1, 3, 64, 64, device=device)).values())).shape[1]
     picture = grid([real.images[:12], resize(real.images[:12], model.hr_size), sr[:12]], cell=96)
     storage.write_bytes(storage.join(config.output, "real.png"), encode_png(picture))
     summary = {f"fd_{f.network}": distance, "fd_layer": f.layer, "fd_dims": dims}
-    summary |= {"n_real": len(real), "n_reference": len(reference), "n_rejected_real": real.rejected}
-    if min(len(real), len(reference)) < dims:
+    summary |= {"fd_n": count, "n_real": len(real), "n_reference": len(reference), "n_rejected_real": real.rejected}
+    if count < dims:
         summary["fd_warning"] = f"fewer images than the {dims} dimensions: only comparable at equal N"
     return summary

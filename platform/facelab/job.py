@@ -1,6 +1,7 @@
 """What every entry point does around its work: parse, dry run, one MLflow run, config.yaml, summary.json, exit code."""
 
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable
@@ -36,13 +37,13 @@ def main(
             print(to_yaml(config) + f"# plan: {plan(config)}")
             return DONE
         summary = run_job(name, config, work)
-    except UsageError as error:
-        print(f"error: {without_secret(str(error))}", file=sys.stderr)
-        return UNUSABLE
     except KeyboardInterrupt:
         print(f"jobs.{name}: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception as error:  # the one place where anything else ends, told in full
+    except Exception as error:  # the one place where every error ends
+        if (usage := _usage_error(error)) is not None:
+            print(f"error: {without_secret(str(usage))}", file=sys.stderr)
+            return UNUSABLE
         print(without_secret(traceback.format_exc()), file=sys.stderr)
         print(f"error: jobs.{name} failed: {without_secret(str(error))}", file=sys.stderr)
         return FAILED
@@ -52,17 +53,28 @@ def main(
     return DONE
 
 
+def _usage_error(error: BaseException | None) -> UsageError | None:
+    """The user's error, also from inside the wrappers that Ray puts around what its workers raise."""
+    while error is not None and not isinstance(error, UsageError):
+        error = getattr(error, "cause", None) or error.__cause__
+    return error
+
+
 def run_job(
     name: str, config: C, work: Callable[[C, Any], dict[str, Any]], parent: str | None = None
 ) -> dict[str, Any]:
     """One job as one MLflow run, nested below `parent`; returns what summary.json holds."""
     from facelab.tracking import job_run
 
+    config.check_output()
     with job_run(name, config, parent) as run:
+        storage.delete(storage.join(config.output, "summary.json"))  # of an earlier run, which this one replaces
         storage.write_text(storage.join(config.output, "config.yaml"), to_yaml(config))
         summary = work(config, run) | {"mlflow_run_id": run.id}
         run.summary(summary)
-        text = json.dumps(summary, indent=2)
+        # JSON knows no infinity, which is the PSNR of equal images.
+        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+        text = json.dumps(plain, indent=2)
         run.text(text, "summary.json")
         storage.write_text(storage.join(config.output, "summary.json"), text)
     return summary

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from facelab import model_store, storage
-from facelab.config import JobConfig
+from facelab.config import JobConfig, without_secret
 from facelab.data.faces import load_faces, load_pairs
 from facelab.images import encode_png, grid
 from facelab.tracking import metric_history
@@ -201,8 +201,8 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
         f"<b>PSNR, SSIM</b>: per image on uint8, then the mean over {e['n']} faces; no crop. Y is BT.601 studio range; SSIM "
         "has an 11x11 Gaussian window of σ 1.5, valid region. LR of the test faces: "
         + ("the known nuisance." if truth_known else "styleVAE LR made of them, as in the paper's Table 1."),
-        f"<b>{fd}</b>: Fréchet distance between super-resolved real faces (N = {e['n_real']}) and the sharp training faces "
-        f"(N = {e['n_reference']}), over {e['fd_dims']} channels of layer {e['fd_layer']}, averaged over positions. It is not "
+        f"<b>{fd}</b>: Fréchet distance between super-resolved real faces ({e['fd_n']} drawn of {e['n_real']}) and the sharp training faces "
+        f"({e['fd_n']} drawn of {e['n_reference']}), over {e['fd_dims']} channels of layer {e['fd_layer']}, averaged over positions. It is not "
         f"FID, which means Inception.{warning}",
         "LR and HR are resized by one function, antialiased bicubic. Means of every stage are in its summary.json, each "
         "image's numbers in evaluation/…/per_image.parquet.",
@@ -211,10 +211,11 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
 
 
 def _commands(r: DemoResults) -> str:
-    out, faces = r.config.output, r.faces
+    out, faces, tracker = r.config.output, r.faces, without_secret(r.tracking_uri)
     commands = [
-        ("once in each terminal", f"source .venv/bin/activate\nexport MLFLOW_TRACKING_URI={r.tracking_uri}"),
-        ("compare the runs and open the registered models, at http://127.0.0.1:5000", "mlflow ui"),
+        ("once in each terminal", f"source .venv/bin/activate\nexport MLFLOW_TRACKING_URI={tracker}"),
+        ("compare the runs and open the registered models, at http://127.0.0.1:5000",
+         f"mlflow ui --backend-store-uri {tracker}"),
         ("train longer", f"python -m jobs.train_degrader --preset demo --max-steps 2000 --hr {faces['hr']} --lr "
          f"{faces['lr']} --output {out}/stylevae-longer"),
         ("another SR model on the same pairs", f"python -m jobs.train_sr --preset demo --model edsr --pairs {out}/pairs "

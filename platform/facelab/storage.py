@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 import s3fs
 from botocore.exceptions import BotoCoreError
 
-from facelab.errors import UsageError
+from facelab.errors import StoreError, UsageError
 
 
 def normalise(uri: str) -> str:
@@ -66,7 +66,7 @@ def _explained(uri: str) -> Iterator[None]:
     except (OSError, BotoCoreError) as error:
         hint = "check AWS_ENDPOINT_URL and the AWS credentials" if uri.startswith("s3://") else "check path and rights"
         reason = str(error).splitlines()[0][:300]
-        raise UsageError(f"{uri}: cannot be reached or written ({reason}): {hint}") from error
+        raise StoreError(f"{uri}: cannot be reached or written ({reason}): {hint}") from error
 
 
 def exists(uri: str) -> bool:

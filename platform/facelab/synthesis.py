@@ -10,10 +10,10 @@ import ray.data
 import torch
 from pydantic import Field, model_validator
 
-from facelab import model_store, storage
+from facelab import model_store
 from facelab.config import JobConfig, ModelUri, Uri
 from facelab.data import shards
-from facelab.data.faces import FaceSet, face_row, image_files, is_shard_set, load_faces
+from facelab.data.faces import FaceSet, image_files, is_shard_set, load_faces, read_face
 from facelab.errors import UsageError
 from facelab.images import BadImage, encode_png, to_float, to_uint8, training_image
 from facelab.seeding import generator_for, seed_for
@@ -22,13 +22,15 @@ from models.stylevae import StyleVAE, reparameterise
 
 # A whole CPU per reading task would never be free beside actors that fill a small machine: a silent deadlock.
 _READER_CPUS = 0.25
+# Images per forward pass, the last padded: other sizes differ in the last bits, on which a pair must not depend.
+_MICRO_BATCH = 16
 
 
 class SynthesizeConfig(JobConfig):
     """Degrade sharp faces realistically: write pair shards (hr, lr, provenance)."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "debug": {"rows_per_shard": 16, "micro_batch": 4},
+        "debug": {"rows_per_shard": 16},
         "demo": {"rows_per_shard": 128, "actors": 2},
         "paper": {},
     }
@@ -53,8 +55,6 @@ class SynthesizeConfig(JobConfig):
     """CPUs reserved per actor; below 1, several share a core."""
     gpus_per_actor: float = Field(default=0, ge=0)
     """GPUs reserved per actor; may be a fraction."""
-    micro_batch: int = Field(default=16, ge=1)
-    """Images per forward pass; the last is padded, because other sizes differ in the last bits."""
     rows_per_shard: int = Field(default=1000, ge=1)
     """Faces read and written by one task."""
     overwrite: bool = False
@@ -66,7 +66,13 @@ class SynthesizeConfig(JobConfig):
             raise ValueError("style_mode bank needs --lr, the real low-resolution faces that give the styles")
         if self.hr_size % self.scale:
             raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
+        if self.output in (self.hr, self.lr):
+            raise ValueError("output must not be one of the inputs, which it would replace")
         return self
+
+    def check_output(self) -> None:
+        super().check_output()
+        shards.refuse_finished(self.output, self.overwrite)
 
 
 def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
@@ -148,7 +154,7 @@ def _read(batch: dict[str, np.ndarray], source: str) -> dict[str, list]:
                 add(row)
             continue
         try:
-            add(face_row(name, storage.read_bytes(uri), source))
+            add(read_face(name, uri, source))
         except BadImage as error:
             add({"id": name, "image": b"", "sha256": ""}, str(error))
     return rows
@@ -201,7 +207,7 @@ class Degrader:
             return resize(hr, self.config.hr_size // self.config.scale), [[] for _ in digests]
         chosen = [self._style_of(digest, variant) for digest in digests]
         lr = []
-        size = self.config.micro_batch
+        size = _MICRO_BATCH
         for start in range(0, len(hr), size):
             part = slice(start, start + size)
             lr.append(self._forward(hr[part], digests[part], chosen[part], variant))
@@ -214,7 +220,7 @@ class Degrader:
     @torch.no_grad()
     def _forward(self, hr: torch.Tensor, digests: list[str], chosen: list[int | None], variant: int) -> torch.Tensor:
         assert self.model is not None
-        network, count, size = self.model.network, len(hr), self.config.micro_batch
+        network, count, size = self.model.network, len(hr), _MICRO_BATCH
         assert isinstance(network, StyleVAE)
         device = next(network.parameters()).device
         noise = torch.stack(

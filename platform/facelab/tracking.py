@@ -34,6 +34,11 @@ os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip, which an environment by uv lacks
 _BATCH = 1000  # MLflow's limit for one log_batch
+# What facelab.pyfunc imports.
+MODEL_REQUIREMENTS = (
+    "torch", "torchvision", "safetensors", "numpy", "pillow", "pyarrow", "s3fs", "botocore", "pydantic", "tyro",
+    "pyyaml", "tqdm",
+)  # fmt: skip
 _HIDDEN = ("tracking_uri", "output", "config", "dry_run", "experiment")  # said by tags and artifacts, or of no interest
 
 
@@ -45,6 +50,8 @@ def tracking_uri(config: JobConfig) -> str:
             raise UsageError(
                 f"--tracking-uri {uri}: MLflow no longer writes folders: give sqlite:///FILE or http://HOST"
             )
+        if uri.startswith("sqlite:///"):  # workers have other working folders
+            return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
         return uri
     return f"sqlite:///{config.database()}"
 
@@ -105,18 +112,6 @@ class JobRun:
             tensor = Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1))])
             params = ParamSchema([ParamSpec("seed", "long", 0)]) if meta["kind"] == "degrader" else None
             signature = ModelSignature(tensor, tensor, params)  # pyrefly: ignore  (None is its default)
-            packages = [
-                "torch",
-                "torchvision",
-                "safetensors",
-                "numpy",
-                "pillow",
-                "pyarrow",
-                "pydantic",
-                "tyro",
-                "pyyaml",
-                "tqdm",
-            ]
             with mlflow.start_run(run_id=self.id):
                 info = mlflow.pyfunc.log_model(
                     name="model",
@@ -125,7 +120,7 @@ class JobRun:
                     code_paths=code,
                     signature=signature,
                     input_example=example,
-                    pip_requirements=[f"{package}=={metadata.version(package)}" for package in packages],
+                    pip_requirements=[f"{package}=={metadata.version(package)}" for package in MODEL_REQUIREMENTS],
                     registered_model_name=name,
                     metadata={"facelab": meta["kind"], "network": meta["name"], "sha256": meta["sha256"]},
                 )
@@ -183,12 +178,12 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
         reason = str(error).splitlines()[0][:200]
         raise UsageError(f"--tracking-uri {uri}: MLflow cannot be reached: {reason}") from error
     tracked = JobRun(client, uri, run.info.run_id)
-    values = flatten(json.loads(config.model_dump_json(exclude=set(_HIDDEN))))
-    client.log_batch(tracked.id, params=[Param(key, str(value)[:500]) for key, value in values.items()])
-    tracked.text(to_yaml(config), "config.yaml")
-    tracked.text(environment(), "environment.txt")
     status = "FAILED"
     try:
+        values = flatten(json.loads(config.model_dump_json(exclude=set(_HIDDEN))))
+        client.log_batch(tracked.id, params=[Param(key, str(value)[:500]) for key, value in values.items()])
+        tracked.text(to_yaml(config), "config.yaml")
+        tracked.text(environment(), "environment.txt")
         yield tracked
         status = "FINISHED"
     except (KeyboardInterrupt, SystemExit):  # Tune stops a trial by SystemExit
@@ -223,18 +218,23 @@ def registered_model_folder(uri: str) -> str:
     return str(next(local.rglob("model.json")).parent)
 
 
-def end_stopped_trials(uri: str, experiment: str, parent: str) -> int:
-    """Mark the trials that a scheduler stopped before their end as KILLED and stopped_early; returns how many."""
+def end_stopped_trials(uri: str, experiment: str, parent: str, crashed: set[str]) -> int:
+    """End the runs of trials that could not do it themselves: FAILED for the `crashed` (names), for others, which a
+    scheduler stopped before their end, KILLED and tagged stopped_early. Returns how many were stopped."""
     client = _client(uri)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     query = f"tags.`mlflow.parentRunId` = '{parent}' "
     trials = client.search_runs([found.experiment_id], query, max_results=10_000)
     runs = [run for run in trials if run.info.status in ("RUNNING", "KILLED")]
+    stopped = 0
     for run in runs:
-        client.set_tag(run.info.run_id, "stopped_early", "true")
-        client.set_terminated(run.info.run_id, "KILLED")
-    return len(runs)
+        failed = run.data.tags["job"] in crashed
+        client.set_terminated(run.info.run_id, "FAILED" if failed else "KILLED")
+        if not failed:
+            client.set_tag(run.info.run_id, "stopped_early", "true")
+            stopped += 1
+    return stopped
 
 
 def metric_history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:

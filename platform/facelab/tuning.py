@@ -51,6 +51,8 @@ class SweepConfig(JobConfig):
     """Weights are drawn between the preset's divided and multiplied by this."""
     max_steps: int | None = Field(default=None, ge=1)
     """Steps of a trial that is not stopped early; default: the training preset's."""
+    early_stopping: bool | None = None
+    """ASHA. None: only for `weights`; an ablation compares networks that were all trained to the end."""
     grace_steps: int = Field(default=200, ge=1)
     """ASHA stops no trial before this step."""
     reduction: int = Field(default=3, ge=2)
@@ -59,6 +61,11 @@ class SweepConfig(JobConfig):
     """Ray Train workers of each trial; 0 trains in the trial's own process."""
     cpus_per_trial: float = Field(default=1, gt=0)
     """CPUs of a trial without Ray Train workers; with them, of each worker."""
+
+    def check_output(self) -> None:
+        super().check_output()
+        if storage.exists(storage.join(self.output, "trials")):
+            raise UsageError(f"{self.output}: has trials of an earlier sweep: choose another --output")
 
     @model_validator(mode="after")
     def _lr_given(self):
@@ -147,8 +154,6 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
     """
     trials = trial_table(config)
     check_inputs(trial_config(config, trials[0], run.uri))
-    if storage.exists(storage.join(config.output, "trials")):
-        raise UsageError(f"{config.output}: has trials of an earlier sweep: choose another --output")
     metric, mode = SRStage.selection if config.space == "attention" else StyleVAEStage.selection
     longest = trial_config(config, trials[0], run.uri).max_steps or 10**9
     tracking_uri, parent = run.uri, run.id
@@ -174,20 +179,15 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
             metric=metric,
             mode=mode,
             max_concurrent_trials=_concurrent_trials(config),
-            scheduler=tune.schedulers.ASHAScheduler(
-                time_attr="step",
-                max_t=longest + 1,  # at max_t it would kill a trial that is about to end by itself
-                grace_period=min(config.grace_steps, longest),
-                reduction_factor=config.reduction,
-            ),
+            scheduler=_scheduler(config, longest),
         ),
         run_config=tune.RunConfig(
             name=f"tune-{parent[:8]}", storage_path=path, storage_filesystem=filesystem, verbose=1
         ),
     )
     results = tuner.fit()
-    stopped = end_stopped_trials(run.uri, config.experiment, parent)
     rows = [_row(result, metric) for result in results]
+    stopped = end_stopped_trials(run.uri, config.experiment, parent, {row["name"] for row in rows if row["error"]})
     done = [row for row in rows if row["error"] is None and row[metric] is not None]
     storage.write_text(storage.join(config.output, "trials.json"), json.dumps(rows, indent=2))
     run.text(json.dumps(rows, indent=2), "trials.json")
@@ -195,9 +195,22 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
         raise RuntimeError(f"every trial failed; the first: {rows[0]['error']}")
     for row in sorted(done, key=lambda row: row[metric], reverse=mode == "max"):
         print(f"{row['name']:32} {metric} {row[metric]:.5g}  steps {row['steps']}")
-    best = (min if mode == "min" else max)(_points(done, metric), key=lambda point: point[1])
+    # A trial that was stopped early had fewer steps: its metric is no match for the others'.
+    whole = [row for row in done if row["steps"] == max(row["steps"] for row in done)]
+    best = (min if mode == "min" else max)(_points(whole, metric), key=lambda point: point[1])
     counts = {"n_trials": len(rows), "n_failed": len(rows) - len(done), "n_stopped_early": stopped}
     return {"best_point": best[0], f"best_{metric}": best[1], **counts}
+
+
+def _scheduler(config: SweepConfig, longest: int) -> tune.schedulers.TrialScheduler:
+    if not (config.space == "weights" if config.early_stopping is None else config.early_stopping):
+        return tune.schedulers.FIFOScheduler()
+    return tune.schedulers.ASHAScheduler(
+        time_attr="step",
+        max_t=longest + 1,  # at max_t it would kill a trial that is about to end by itself
+        grace_period=min(config.grace_steps, longest),
+        reduction_factor=config.reduction,
+    )
 
 
 def _row(result: Any, metric: str) -> dict[str, Any]:

@@ -126,6 +126,21 @@ def image_files(uri: str) -> list[tuple[str, str]]:
     return files
 
 
+def read_face(name: str, uri: str, source: str, min_side: int = MIN_SIDE) -> dict[str, Any]:
+    """The face row of one image file.
+
+    Raises:
+        BadImage: the reason why it cannot be used.
+    """
+    try:
+        data = storage.read_bytes(uri)
+    except UsageError as error:
+        if isinstance(error.__cause__, (PermissionError, FileNotFoundError)):  # this file; other errors mean the store
+            raise BadImage(f"unreadable: {type(error.__cause__).__name__}") from error
+        raise
+    return face_row(name, data, source, min_side)
+
+
 def iterate_faces(uri: str, rejected: Callable[[str, str], None]) -> Iterator[dict[str, Any]]:
     """Face rows of a shard set, or of a plain folder of images; `rejected(id, reason)` hears of each bad file."""
     if is_shard_set(uri, "faces"):
@@ -133,7 +148,7 @@ def iterate_faces(uri: str, rejected: Callable[[str, str], None]) -> Iterator[di
         return
     for name, file in image_files(uri):
         try:
-            row = face_row(name, storage.read_bytes(file), uri)
+            row = read_face(name, file, uri)
         except BadImage as error:
             rejected(name, str(error))
         else:
@@ -165,6 +180,9 @@ def load_faces(uri: str, size: int, *, progress: bool = False) -> FaceSet:
             for row in chunk:
                 row_hash.add({"id": row["id"], "sha256": row["sha256"]})
             faces += pool.map(load, chunk)
+    manifest = shards.read_manifest(uri)
+    if manifest is not None and len(faces) != manifest.rows:
+        raise UsageError(f"{uri}: {len(faces)} faces where the manifest counts {manifest.rows}: write the set again")
     if not faces:
         reason = f"; the first of {len(bad)} rejected files: {bad[0][0]}: {bad[0][1]}" if bad else ""
         raise UsageError(f"{uri}: no usable face{reason}")

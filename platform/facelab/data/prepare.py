@@ -12,7 +12,7 @@ from pydantic import Field
 from facelab import storage
 from facelab.config import JobConfig, Uri
 from facelab.data import shards
-from facelab.data.faces import MIN_SIDE, face_row, image_files
+from facelab.data.faces import MIN_SIDE, image_files, read_face
 from facelab.errors import UsageError
 from facelab.images import BadImage
 from facelab.seeding import seed_for
@@ -39,6 +39,10 @@ class PrepareConfig(JobConfig):
     """Files read and written by one task."""
     overwrite: bool = False
     """Replace a finished shard set at --output."""
+
+    def check_output(self) -> None:
+        super().check_output()
+        shards.refuse_finished(self.output, self.overwrite)
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -91,7 +95,7 @@ def _prepare_batch(files: list[tuple[str, str]], source: str, config: PrepareCon
     rows, rejected = [], []
     for name, uri in files:
         try:
-            rows.append(face_row(name, storage.read_bytes(uri), source, config.min_side))
+            rows.append(read_face(name, uri, source, config.min_side))
         except BadImage as error:
             rejected.append({"id": name, "source": source, "reason": str(error)})
     summary = shards.ShardSummary(0, "0")

@@ -45,6 +45,11 @@ class SampleFacesConfig(JobConfig):
     overwrite: bool = False
     """Replace finished shard sets at --output."""
 
+    def check_output(self) -> None:
+        super().check_output()
+        for name in (*_FIRST_IDENTITY, "test_hr"):
+            shards.refuse_finished(storage.join(self.output, name), self.overwrite)
+
     @model_validator(mode="after")
     def _sizes_fit(self):
         if self.hr_size % self.scale:

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,14 +110,18 @@ class Manifest:
     """How the set was made: recipe, model, seed, counts."""
 
 
+def refuse_finished(uri: str, overwrite: bool) -> None:
+    """Raises UsageError where a finished shard set is that must not be replaced."""
+    if not overwrite and storage.exists(storage.join(uri, "manifest.json")):
+        raise UsageError(f"{uri}: a finished shard set is there: choose another --output or pass --overwrite")
+
+
 def start_set(uri: str, overwrite: bool = False) -> None:
     """Make `uri` ready for a new shard set: refuse a finished one, clear what a broken run left."""
-    if storage.exists(storage.join(uri, "manifest.json")):
-        if not overwrite:
-            raise UsageError(f"{uri}: a finished shard set is there: choose another --output or pass --overwrite")
-        storage.delete(storage.join(uri, "manifest.json"))
+    refuse_finished(uri, overwrite)
+    storage.delete(storage.join(uri, "manifest.json"))
     for name, leftover in storage.list_files(uri, (".parquet",)):
-        if name.startswith("part-") or name == "rejected.parquet":  # what we write, and nothing else of the user's
+        if re.fullmatch(r"part-[0-9a-f]{20}\.parquet|rejected\.parquet", name):  # ours, nothing else of the user's
             storage.delete(leftover)
 
 

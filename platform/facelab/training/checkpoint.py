@@ -3,6 +3,7 @@ the digest of each file. Nothing is unpickled, and nothing half-written is taken
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from facelab import storage
-from facelab.errors import UsageError
+from facelab.errors import StoreError, UsageError
 
 _FILES = ("networks.safetensors", "optimisers.pt")
 
@@ -53,7 +54,7 @@ def read(folder: Path) -> Checkpoint:
     meta = json.loads((folder / "meta.json").read_text())
     for name, digest in meta["sha256"].items():
         if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-            raise UsageError(f"{folder / name}: damaged checkpoint: delete {folder} to go on from the one before")
+            raise UsageError(f"{folder / name}: damaged checkpoint")
     return Checkpoint(
         step=meta["step"],
         networks=load_file(folder / _FILES[0]),
@@ -72,18 +73,33 @@ def publish(folder: Path, uri: str) -> None:
 def steps_at(place: str) -> list[tuple[int, str]]:
     """(step, URI) of every whole checkpoint below `place`, oldest first, whoever wrote it."""
     found = []
-    for name, uri in storage.list_files(place, ("/meta.json",)):
-        if name.count("/") == 1:
+    for _, uri in storage.list_files(place, ("/meta.json",)):
+        try:
             found.append((json.loads(storage.read_bytes(uri))["step"], uri.removesuffix("/meta.json")))
+        except ValueError:  # torn: its writer was killed
+            continue
     return sorted(found)
 
 
 def newest(place: str) -> Checkpoint | None:
-    """The checkpoint with the most steps below `place`."""
-    if not (found := steps_at(place)):
-        return None
-    with storage.local_copy(found[-1][1]) as folder:
-        return read(folder)
+    """The whole checkpoint with the most steps below `place`; one whose writer was killed is passed over, aloud.
+
+    Raises:
+        UsageError: there are checkpoints, but none is whole.
+    """
+    damage = None
+    for _, uri in reversed(steps_at(place)):
+        try:
+            with storage.local_copy(uri) as folder:
+                return read(folder)
+        except StoreError:
+            raise
+        except UsageError as error:
+            print(f"{error}: taking the one before", file=sys.stderr)
+            damage = error
+    if damage:
+        raise UsageError(f"{damage}, and there is no other: start anew with another --output") from damage
+    return None
 
 
 def prune(place: str, keep: int) -> None:

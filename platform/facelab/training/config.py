@@ -4,7 +4,10 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from facelab import storage
 from facelab.config import Config, JobConfig
+from facelab.errors import UsageError
+from facelab.training import checkpoint
 
 
 class ComputeConfig(Config):
@@ -65,6 +68,15 @@ class TrainConfig(JobConfig):
         if self.workers and self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of {self.workers} workers")
         return self
+
+    def check_output(self) -> None:
+        super().check_output()
+        started = checkpoint.steps_at(storage.join(self.output, "checkpoints"))
+        if started and not self.resume:
+            raise UsageError(
+                f"{self.output}: has checkpoints up to step {started[-1][0]}: pass --resume to go on, or another "
+                "--output"
+            )
 
     def inputs(self) -> list[tuple[str, str]]:
         """(URI, kind of shards) of what is trained on."""

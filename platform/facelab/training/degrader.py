@@ -19,7 +19,7 @@ from facelab.training.config import ComputeConfig, TrainConfig
 from facelab.training.context import Context
 from facelab.training.loop import Update
 from facelab.weights import resolve_weights
-from models.features import FeatureNetwork
+from models.features import FEATURE_NETWORKS, FeatureNetwork
 from models.losses import content_loss, kl_divergence, style_loss
 from models.mutual_information import StatisticsNetwork, derangement, donsker_varadhan
 from models.resize import resize
@@ -46,7 +46,7 @@ class PerceptualConfig(Config):
 
     network: Literal["vgg16", "mobilenet_v2"] = "vgg16"
     """vgg16 is the paper's; mobilenet_v2 comes with facelab[offline-weights] and is fast on CPUs."""
-    weights: str | None = None
+    weights: Uri | None = None
     """URI of the weight file; default: torchvision's download, or the installed package."""
     style_layers: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
     """Layers of the style loss, equal w_i (Huang & Belongie 2017)."""
@@ -59,6 +59,16 @@ class PerceptualConfig(Config):
     and its colours are not: pairs whose colours differ teach an SR network to guess them. Ours, not the paper's."""
     selection_layer: str = "relu1_1"
     """The epoch with the smallest Fréchet distance over this layer's channels, on held-out faces, is kept."""
+
+    @model_validator(mode="after")
+    def _layers_exist(self):
+        known = FEATURE_NETWORKS[self.network].layers
+        for name in ("style_layers", "content_layers", "selection_layer"):
+            value = getattr(self, name)
+            for layer in (value,) if isinstance(value, str) else value:
+                if layer not in known:
+                    raise ValueError(f"{name}: {layer!r} is not one of {self.network}'s: {', '.join(known)}")
+        return self
 
 
 class TrainDegraderConfig(TrainConfig):
@@ -120,6 +130,8 @@ class TrainDegraderConfig(TrainConfig):
     def _power_of_two(self):
         if self.scale & (self.scale - 1):
             raise ValueError(f"scale {self.scale}: styleVAE halves the size step by step, so 2, 4 or 8")
+        if self.weights.lambda_mi and self.batch_size < 2 * max(self.workers, 1):
+            raise ValueError(f"batch_size {self.batch_size}: mutual information needs 2 images per worker")
         return self
 
     def inputs(self) -> list[tuple[str, str]]:

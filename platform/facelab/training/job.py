@@ -1,15 +1,17 @@
 """A training job as a tracked run: train, then register the network."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facelab import storage
 from facelab.data.faces import is_shard_set
-from facelab.tracking import JobRun
 from facelab.training.config import TrainConfig
 from facelab.training.run import run_training
 
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from facelab.tracking import JobRun
 
-def train_and_register(config: TrainConfig, run: JobRun) -> dict[str, Any]:
+
+def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
     """Run the job; returns its summary, with the registry URI of the network."""
     check_inputs(config)
     summary = run_training(config, lambda: run.logger(config.output))

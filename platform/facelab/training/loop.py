@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from facelab.errors import UsageError
 from facelab.seeding import seed_for
 from facelab.training import checkpoint
 from facelab.training.config import ComputeConfig, TrainConfig
@@ -209,6 +210,15 @@ def _snapshot(
 def _load(state: checkpoint.Checkpoint, stage: Stage, average: AveragedModel, best_network: nn.Module) -> None:
     for prefix, part in _parts(stage, average, best_network).items():
         own = {k.removeprefix(f"{prefix}."): v for k, v in state.networks.items() if k.startswith(f"{prefix}.")}
-        part.load_state_dict(own)
+        try:
+            part.load_state_dict(own)
+        except RuntimeError as error:
+            raise UsageError(
+                "--resume: the checkpoint is of another network, or of another size of it: give the options it was "
+                "started with, or another --output"
+            ) from error
     for name, optimiser in stage.optimisers.items():
+        rates = [group["lr"] for group in optimiser.param_groups]
         optimiser.load_state_dict(state.optimisers[name])
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = rate  # of this run: --resume may come with another

@@ -1,6 +1,7 @@
 """The training loop on Ray Train V2: the only file that imports ray.train."""
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from facelab import storage
 from facelab.cluster import ray_session
-from facelab.errors import UsageError
+from facelab.errors import StoreError, UsageError
 from facelab.training import checkpoint
 from facelab.training.config import TrainConfig
 from facelab.training.context import Progress, staging_folder
@@ -53,12 +54,7 @@ class RayContext:
         return total / self.world_size
 
     def restore(self) -> checkpoint.Checkpoint | None:
-        """After a restart, what this run reported last; at its start, the newest below OUTPUT/checkpoints."""
-        reported = ray.train.get_checkpoint()
-        if reported is None:
-            return checkpoint.newest(self.place)
-        with reported.as_directory() as folder:
-            return checkpoint.read(Path(folder))
+        return checkpoint.newest(self.place)
 
     def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, float]) -> None:
         metrics = metrics | {"step": step}
@@ -114,6 +110,8 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
             torch.set_num_threads(max(int(config.compute.cpus_per_worker), 1))
         try:
             train_worker(config, RayContext(config.output), make_logger)
+        except StoreError:
+            raise  # may pass
         except (UsageError, NonFiniteLoss) as error:
             return error  # handed back, not raised: a restart would meet it again
         return None
@@ -124,8 +122,10 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
         scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
-            name="checkpoints",
-            storage_path=path,
+            # Ray goes on from its own notes where it finds its name again. The newest checkpoint may be another's, so
+            # every run has its own name, and resuming is RayContext.restore.
+            name=f"ray-{uuid.uuid4().hex[:8]}",
+            storage_path=f"{path}/checkpoints",
             storage_filesystem=filesystem,
             failure_config=FailureConfig(max_failures=config.compute.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
@@ -133,5 +133,6 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
         ),
     )
     error = trainer.fit().return_value  # pyrefly: ignore  (its stub is of Train V1)
+    checkpoint.prune(storage.join(config.output, "checkpoints"), config.keep_checkpoints)  # also of earlier runs
     if error is not None:
         raise error

@@ -6,8 +6,6 @@ from typing import Any
 
 from facelab import model_store, storage
 from facelab.data.faces import load_faces, load_pairs
-from facelab.errors import UsageError
-from facelab.training import checkpoint
 from facelab.training.config import TrainConfig
 from facelab.training.context import Context, LocalContext
 from facelab.training.degrader import StyleVAEStage, TrainDegraderConfig
@@ -59,12 +57,7 @@ def run_training(config: TrainConfig, make_logger: LoggerFactory, ray_callbacks:
     Raises:
         UsageError: checkpoints in the way.
     """
-    place = storage.join(config.output, "checkpoints")
-    started = checkpoint.steps_at(place)
-    if started and not config.resume:
-        raise UsageError(
-            f"{config.output}: has checkpoints up to step {started[-1][0]}: pass --resume to go on, or another --output"
-        )
+    config.check_output()
     if config.workers:
         from facelab.training.ray_train import run_on_ray  # Ray is not needed, nor imported, without workers
 
