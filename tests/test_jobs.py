@@ -110,7 +110,9 @@ def test_demo_end_to_end(ray_local, tmp_path, monkeypatch):
 
 def test_sweep_nests_its_trials(ray_local, tmp_path, hr_folder, lr_folder):
     base = dict(hr=str(hr_folder), output=str(tmp_path / "s"), preset="debug")
-    config = build(SweepConfig, **base, lr=str(lr_folder), space="weights", samples=2, max_steps=4, grace_steps=2)
+    config = build(
+        SweepConfig, **base, lr=str(lr_folder), space="weights", samples=2, max_steps=4, early_stopping=False
+    )
     summary = run_job("sweep", config, lambda c, r: sweep(c, r))
     assert (summary["n_trials"], summary["n_failed"]) == (2, 0)
     client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
