@@ -48,6 +48,7 @@ def _connection(dashboard: bool) -> Iterator[None]:
     ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that they are off
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)  # that it is on
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
