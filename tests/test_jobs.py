@@ -11,13 +11,13 @@ import pytest
 from conftest import ROOT
 from facelab.config import build, parse
 from facelab.data.faces import load_pairs
-from facelab.data.prepare import PrepareConfig
+from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
 from facelab.demo import DemoConfig, run_demo
 from facelab.evaluation import EvaluateConfig
 from facelab.job import main, run_job
 from facelab.metrics import degradation_distances
-from facelab.synthesis import Degrader, SynthesizeConfig
+from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.run import run_training
 from facelab.training.sr import TrainSRConfig
@@ -60,6 +60,17 @@ def test_wrong_input_is_exit_2_and_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith(f"error: {tmp_path}/none: not found")
     assert "Traceback" not in done.stderr
+
+
+def test_wrong_input_found_by_a_ray_task_is_exit_2_and_one_line(ray_local, tmp_path, hr_folder, capsys):
+    prepare(build(PrepareConfig, input=str(hr_folder), output=str(tmp_path / "hr")))
+    shard = next((tmp_path / "hr").glob("part-*.parquet"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    arguments = ["--hr", str(tmp_path / "hr"), "--degrader", "bicubic", "--output", str(tmp_path / "out")]
+    assert main("synthesize", SynthesizeConfig, lambda c, r: synthesize(c), lambda c: "", arguments) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Traceback"))]
+    assert len(said) == 1
+    assert "damaged shard" in said[0]
 
 
 def test_failure_is_exit_1(tmp_path, capsys):

@@ -11,6 +11,15 @@ import ray.data
 
 _WORKING_FOLDER = os.getcwd()
 
+_QUIET = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,  # that progress bars are off
+    "ray._private.authentication.authentication_token_setup": logging.ERROR,  # that a local Ray has a token
+    # Tracebacks of what a task raised: job.main tells every error, once.
+    "ray.data.exceptions": logging.CRITICAL,
+    "ray.data._internal.execution.streaming_executor_state": logging.CRITICAL,
+}
+
 
 @contextmanager
 def ray_session(*, dashboard: bool = False) -> Iterator[None]:
@@ -44,11 +53,13 @@ def _return_to_working_folder() -> None:
 
 @contextmanager
 def _connection(dashboard: bool) -> Iterator[None]:
+    context = ray.data.DataContext.get_current()
+    # The user's errors keep their type on the way to the driver.
+    context.raise_original_map_exception = True
     # Progress bars where someone watches; in a log they would be a page of lines every ten seconds.
-    ray.data.DataContext.get_current().enable_progress_bars = sys.stderr.isatty()
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # says that they are off
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)  # that it is on
+    context.enable_progress_bars = sys.stderr.isatty()
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)

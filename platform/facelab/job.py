@@ -42,7 +42,7 @@ def main(
         return INTERRUPTED
     except Exception as error:  # the one place where every error ends
         if (usage := _usage_error(error)) is not None:
-            print(f"error: {without_secret(str(usage))}", file=sys.stderr)
+            print(f"error: {without_secret(str(usage).splitlines()[0])}", file=sys.stderr)  # Ray appends advice
             return UNUSABLE
         print(without_secret(traceback.format_exc()), file=sys.stderr)
         print(f"error: jobs.{name} failed: {without_secret(str(error))}", file=sys.stderr)
@@ -55,9 +55,14 @@ def main(
 
 def _usage_error(error: BaseException | None) -> UsageError | None:
     """The user's error, also from inside the wrappers that Ray puts around what its workers raise."""
-    while error is not None and not isinstance(error, UsageError):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error
+    while error is not None:
+        if hasattr(error, "cause"):  # RayTaskError: also an instance of what it wraps, but its text is a traceback
+            error = error.cause
+        elif isinstance(error, UsageError):
+            return error
+        else:
+            error = error.__cause__
+    return None
 
 
 def run_job(

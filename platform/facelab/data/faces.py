@@ -102,10 +102,7 @@ def is_shard_set(uri: str, kind: str) -> bool:
     Raises:
         UsageError: nothing there, or shards of the other kind.
     """
-    if not storage.exists(uri):
-        raise UsageError(f"{uri}: not found: give a folder of images or the output of a facelab job")
-    if storage.is_file(uri):
-        raise UsageError(f"{uri}: is a file: give a folder of images or the output of a facelab job")
+    _require_folder(uri)
     manifest = shards.read_manifest(uri)
     if manifest is None:
         return False
@@ -114,12 +111,19 @@ def is_shard_set(uri: str, kind: str) -> bool:
     return True
 
 
+def _require_folder(uri: str) -> None:
+    for wrong, what in ((not storage.exists(uri), "not found"), (storage.is_file(uri), "is a file")):
+        if wrong:
+            raise UsageError(f"{uri}: {what}: give a folder of images or the output of a facelab job")
+
+
 def image_files(uri: str) -> list[tuple[str, str]]:
     """(relative path, URI) of every image below a folder.
 
     Raises:
         UsageError: none there.
     """
+    _require_folder(uri)
     files = storage.list_files(uri, IMAGE_SUFFIXES)
     if not files:
         raise UsageError(f"{uri}: no images ({', '.join(IMAGE_SUFFIXES)}) below this folder")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,45 +130,43 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     stage.prepare(context, config.compute)
     update = Update(context, config.compute)
     last = total_steps(stage, config)
-    progress = context.progress(last, step)
     pending: list[tuple[int, dict[str, torch.Tensor]]] = []
     began = time.perf_counter()
 
-    while step < last:
-        # The same noise at a step whether or not the run was interrupted, and other noise on every rank.
-        torch.manual_seed(seed_for(config.seed, "step", step, context.rank))
-        update.step = step
-        terms = stage.step(step, update)
-        average.update_parameters(main) if config.ema_decay else average.module.load_state_dict(main.state_dict())
-        step += 1
-        pending.append((step, {name: value.detach() for name, value in terms.items()}))
-        if context.rank == 0:
-            progress.update(1)
-        epoch_ends = step % stage.steps_per_epoch == 0 or step == last
-        if not epoch_ends and step % config.checkpoint_every:
-            continue
+    with closing(context.progress(last, step)) as progress:
+        while step < last:
+            # The same noise at a step whether or not the run was interrupted, and other noise on every rank.
+            torch.manual_seed(seed_for(config.seed, "step", step, context.rank))
+            update.step = step
+            terms = stage.step(step, update)
+            average.update_parameters(main) if config.ema_decay else average.module.load_state_dict(main.state_dict())
+            step += 1
+            pending.append((step, {name: value.detach() for name, value in terms.items()}))
+            if context.rank == 0:
+                progress.update(1)
+            epoch_ends = step % stage.steps_per_epoch == 0 or step == last
+            if not epoch_ends and step % config.checkpoint_every:
+                continue
 
-        values: dict[str, float] = {}
-        if epoch_ends and context.rank == 0:
-            epoch = math.ceil(step / stage.steps_per_epoch)
-            values = stage.validate(average.module)
-            if _better(values, best, stage.selection):
-                best = values | {"step": float(step)}
-                best_network.load_state_dict(average.module.state_dict())
-            logger.image(f"samples/epoch-{epoch:04d}.png", stage.picture(average.module))
-            shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name == stage.selection[0])
-            progress.set_description(f"epoch {epoch}: loss {float(pending[-1][1]['loss']):.4f} {shown}")
+            values: dict[str, float] = {}
+            if epoch_ends and context.rank == 0:
+                epoch = math.ceil(step / stage.steps_per_epoch)
+                values = stage.validate(average.module)
+                if _better(values, best, stage.selection):
+                    best = values | {"step": float(step)}
+                    best_network.load_state_dict(average.module.state_dict())
+                logger.image(f"samples/epoch-{epoch:04d}.png", stage.picture(average.module))
+                shown = " ".join(f"{name} {value:.4g}" for name, value in values.items() if name == stage.selection[0])
+                progress.set_description(f"epoch {epoch}: loss {float(pending[-1][1]['loss']):.4f} {shown}")
 
-        def write(folder: Path, step: int = step, best: dict[str, float] = best) -> None:
-            checkpoint.write(folder, _snapshot(stage, average, best_network, step, best, segment))
+            def write(folder: Path, step: int = step, best: dict[str, float] = best) -> None:
+                checkpoint.write(folder, _snapshot(stage, average, best_network, step, best, segment))
 
-        context.save(write, step, values)
-        # Only now: numbers of steps that a crash would repeat must not stand twice in the history.
-        rate = len(pending) * config.batch_size / (time.perf_counter() - began)
-        _log(pending, values | {"images_per_second": rate, "segment": float(segment)}, step, context, logger)
-        pending, began = [], time.perf_counter()
-
-    progress.close()
+            context.save(write, step, values)
+            # Only now: numbers of steps that a crash would repeat must not stand twice in the history.
+            rate = len(pending) * config.batch_size / (time.perf_counter() - began)
+            _log(pending, values | {"images_per_second": rate, "segment": float(segment)}, step, context, logger)
+            pending, began = [], time.perf_counter()
     logger.flush()
     return TrainResult(step, best, best_network.cpu().eval())
 
