@@ -35,6 +35,23 @@ def ray_local():
         yield
 
 
+class Notes:
+    """A logger for trainings that keeps what it is told."""
+
+    def __init__(self):
+        self.values: dict[str, list[tuple[int, float]]] = {}
+
+    def metrics(self, step, values):
+        for name, value in values.items():
+            self.values.setdefault(name, []).append((step, value))
+
+    def image(self, name, picture):
+        assert picture.dtype == np.uint8
+
+    def flush(self):
+        pass
+
+
 def write_faces(folder: Path, count: int, *, first: int = 0, size: int = 64, low: bool = False) -> Path:
     """A folder of sample faces, sharp or degraded, as PNG."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import sys
 
 import mlflow
 import pytest
-from conftest import ROOT
+from conftest import ROOT, Notes
 from facelab.config import build, parse
 from facelab.data.faces import load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
@@ -24,14 +24,6 @@ from facelab.training.sr import TrainSRConfig
 from facelab.tuning import SweepConfig, sweep, trial_table
 
 from models.resize import resize
-
-
-class Silent:
-    """A logger that keeps nothing."""
-
-    def metrics(self, step, values): ...
-    def image(self, name, picture): ...
-    def flush(self): ...
 
 
 def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -155,7 +147,7 @@ def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local
     assert faces["n_test"] == 200
     hr, lr, test = (str(tmp_path / "faces" / name) for name in ("hr", "lr", "test"))
     training = build(TrainDegraderConfig, preset="demo", hr=hr, lr=lr, output=str(tmp_path / "stylevae"))
-    run_training(training, Silent)
+    run_training(training, Notes)
     truth = load_pairs(test)
     degrader = Degrader.load(build(SynthesizeConfig, hr=hr, lr=lr, degrader=training.output, output=str(tmp_path)))
     learnt, _ = degrader.degrade(truth.hr, truth.hr_ids, 0)

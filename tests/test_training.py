@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from conftest import Notes
 from facelab import model_store
 from facelab.config import build
 from facelab.data.faces import load_faces
@@ -21,23 +22,6 @@ from facelab.training.loop import NonFiniteLoss, Update, train
 from facelab.training.run import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
 from safetensors.torch import load_file
-
-
-class Notes:
-    """A logger that keeps what it is told."""
-
-    def __init__(self):
-        self.values: dict[str, list[tuple[int, float]]] = {}
-
-    def metrics(self, step, values):
-        for name, value in values.items():
-            self.values.setdefault(name, []).append((step, value))
-
-    def image(self, name, picture):
-        assert picture.dtype == np.uint8
-
-    def flush(self):
-        pass
 
 
 def degrader_config(hr, lr, out, **values) -> TrainDegraderConfig:
@@ -146,14 +130,16 @@ def test_damaged_checkpoints_are_refused(tmp_path, hr_folder):
     """A truncated checkpoint is passed over for the one before; when none is whole, the run does not start anew."""
     run_training(sr_config(hr_folder, tmp_path, checkpoint_every=2), Notes)
     before, newest = sorted((tmp_path / "checkpoints").iterdir())
-    for place in (newest, before):
+
+    def truncate(place: Path) -> None:
         file = place / "networks.safetensors"
         file.write_bytes(file.read_bytes()[:-10])
-        found = None
-        if place == newest:
-            found = checkpoint.newest(str(tmp_path / "checkpoints"))
-            assert found is not None
-            assert found.step == 2
+
+    truncate(newest)
+    found = checkpoint.newest(str(tmp_path / "checkpoints"))
+    assert found is not None
+    assert found.step == 2
+    truncate(before)
     with pytest.raises(UsageError, match="damaged checkpoint"):
         run_training(sr_config(hr_folder, tmp_path, resume=True), Notes)
 

@@ -107,24 +107,23 @@ class Demo:
         options |= {name: True for name in ("resume", "overwrite") if name in config_type.model_fields}
         config = build(config_type, **options | values)
         began = time.perf_counter()
-        summary = None if self.renewed else self._finished(config)
+        summary = self._kept(config)
         print(f"── {job}: {folder}{' (done before)' if summary else ''}", flush=True)
         if summary is None:
-            if self.renewed and storage.exists(storage.join(config.output, "config.yaml")):
-                storage.delete(config.output)  # an earlier demo's, of other settings or from before the interruption
             self.renewed = True
             summary = run_job(job, config, work, parent=self.run.id)
         self.seconds[folder] = time.perf_counter() - began
         self.runs[folder] = summary["mlflow_run_id"]
         return summary
 
-    def _finished(self, config: JobConfig) -> dict[str, Any] | None:
-        """The summary of an earlier run of just this stage, if it came to its end."""
+    def _kept(self, config: JobConfig) -> dict[str, Any] | None:
+        """The summary of an earlier run of just this stage, if it came to its end. A run of other settings, or from
+        before an earlier stage was run anew, is deleted."""
         was, summary = (storage.join(config.output, name) for name in ("config.yaml", "summary.json"))
         if not storage.exists(was):
             return None
-        if storage.read_bytes(was).decode() != to_yaml(config):
-            self.renewed = True
+        if self.renewed or storage.read_bytes(was).decode() != to_yaml(config):
+            storage.delete(config.output)
             return None
         return json.loads(storage.read_bytes(summary)) if storage.exists(summary) else None
 

@@ -207,9 +207,8 @@ class Degrader:
             return resize(hr, self.config.hr_size // self.config.scale), [[] for _ in digests]
         chosen = [self._style_of(digest, variant) for digest in digests]
         lr = []
-        size = _MICRO_BATCH
-        for start in range(0, len(hr), size):
-            part = slice(start, start + size)
+        for start in range(0, len(hr), _MICRO_BATCH):
+            part = slice(start, start + _MICRO_BATCH)
             lr.append(self._forward(hr[part], digests[part], chosen[part], variant))
         ids = [[] if index is None else [self.bank.ids[index]] for index in chosen] if self.bank else [[] for _ in hr]
         return torch.cat(lr), ids
@@ -220,7 +219,7 @@ class Degrader:
     @torch.no_grad()
     def _forward(self, hr: torch.Tensor, digests: list[str], chosen: list[int | None], variant: int) -> torch.Tensor:
         assert self.model is not None
-        network, count, size = self.model.network, len(hr), _MICRO_BATCH
+        network, count = self.model.network, len(hr)
         assert isinstance(network, StyleVAE)
         device = next(network.parameters()).device
         noise = torch.stack(
@@ -231,7 +230,7 @@ class Degrader:
         )
 
         def padded(images: torch.Tensor) -> torch.Tensor:
-            return torch.cat([images, images[-1:].expand(size - count, *images.shape[1:])]).to(device)
+            return torch.cat([images, images[-1:].expand(_MICRO_BATCH - count, *images.shape[1:])]).to(device)
 
         style = padded(noise)
         if self.bank is not None:

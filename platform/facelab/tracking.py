@@ -224,7 +224,7 @@ def end_stopped_trials(uri: str, experiment: str, parent: str, crashed: set[str]
     client = _client(uri)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
-    query = f"tags.`mlflow.parentRunId` = '{parent}' "
+    query = f"tags.`mlflow.parentRunId` = '{parent}'"
     trials = client.search_runs([found.experiment_id], query, max_results=10_000)
     runs = [run for run in trials if run.info.status in ("RUNNING", "KILLED")]
     stopped = 0

@@ -196,7 +196,8 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
     for row in sorted(done, key=lambda row: row[metric], reverse=mode == "max"):
         print(f"{row['name']:32} {metric} {row[metric]:.5g}  steps {row['steps']}")
     # A trial that was stopped early had fewer steps: its metric is no match for the others'.
-    whole = [row for row in done if row["steps"] == max(row["steps"] for row in done)]
+    most = max(row["steps"] for row in done)
+    whole = [row for row in done if row["steps"] == most]
     best = (min if mode == "min" else max)(_points(whole, metric), key=lambda point: point[1])
     counts = {"n_trials": len(rows), "n_failed": len(rows) - len(done), "n_stopped_early": stopped}
     return {"best_point": best[0], f"best_{metric}": best[1], **counts}

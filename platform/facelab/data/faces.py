@@ -112,9 +112,9 @@ def is_shard_set(uri: str, kind: str) -> bool:
 
 
 def _require_folder(uri: str) -> None:
-    for wrong, what in ((not storage.exists(uri), "not found"), (storage.is_file(uri), "is a file")):
-        if wrong:
-            raise UsageError(f"{uri}: {what}: give a folder of images or the output of a facelab job")
+    what = "not found" if not storage.exists(uri) else "is a file" if storage.is_file(uri) else None
+    if what:
+        raise UsageError(f"{uri}: {what}: give a folder of images or the output of a facelab job")
 
 
 def image_files(uri: str) -> list[tuple[str, str]]:
@@ -184,9 +184,6 @@ def load_faces(uri: str, size: int, *, progress: bool = False) -> FaceSet:
             for row in chunk:
                 row_hash.add({"id": row["id"], "sha256": row["sha256"]})
             faces += pool.map(load, chunk)
-    manifest = shards.read_manifest(uri)
-    if manifest is not None and len(faces) != manifest.rows:
-        raise UsageError(f"{uri}: {len(faces)} faces where the manifest counts {manifest.rows}: write the set again")
     if not faces:
         reason = f"; the first of {len(bad)} rejected files: {bad[0][0]}: {bad[0][1]}" if bad else ""
         raise UsageError(f"{uri}: no usable face{reason}")
@@ -210,8 +207,6 @@ def load_pairs(uri: str, *, progress: bool = False) -> PairSet:
     for row in tqdm(rows, f"reading {uri}", unit="pair", total=manifest.rows, disable=not progress, leave=False):
         hr, lr = (torch.from_numpy(decode(row[key])).permute(2, 0, 1) for key in ("hr", "lr"))
         pairs.append((row["id"], row["hr_id"], hr, lr))
-    if len(pairs) != manifest.rows:
-        raise UsageError(f"{uri}: {len(pairs)} pairs where the manifest counts {manifest.rows}: write the set again")
     if not pairs:
         raise UsageError(f"{uri}: an empty set of pairs")
     pairs.sort(key=lambda pair: pair[0])

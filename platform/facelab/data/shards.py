@@ -176,6 +176,18 @@ def read_shard(uri: str, columns: list[str]) -> list[dict[str, Any]]:
 
 
 def read_rows(uri: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Every row of a set, shard by shard; errors as for `read_shard`."""
+    """Every row of a finished set, shard by shard.
+
+    Raises:
+        UsageError: as for `read_shard`, or, at the end, when rows are missing.
+    """
+    count = 0
     for shard in shard_uris(uri):
-        yield from read_shard(shard, columns)
+        rows = read_shard(shard, columns)
+        count += len(rows)
+        yield from rows
+    manifest = read_manifest(uri)
+    if manifest is not None and count != manifest.rows:
+        raise UsageError(
+            f"{uri}: {count} {manifest.kind} where the manifest counts {manifest.rows}: write the set again"
+        )

@@ -71,8 +71,9 @@ class TrainConfig(JobConfig):
 
     def check_output(self) -> None:
         super().check_output()
-        started = checkpoint.steps_at(storage.join(self.output, "checkpoints"))
-        if started and not self.resume:
+        if self.resume:
+            return
+        if started := checkpoint.steps_at(storage.join(self.output, "checkpoints")):
             raise UsageError(
                 f"{self.output}: has checkpoints up to step {started[-1][0]}: pass --resume to go on, or another "
                 "--output"
