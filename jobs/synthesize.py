@@ -1,6 +1,7 @@
-"""Sharp faces + style bank + trained degrader -> pair shards with provenance.
+"""Sharp faces + any degrader -> pair shards with provenance.
 
 python -m jobs.synthesize --hr faces/hr --lr faces/lr --degrader outputs/stylevae --output outputs/pairs --actors 3
+python -m jobs.synthesize --hr faces/hr --degrader classical --output outputs/classical-pairs
 """
 
 import sys

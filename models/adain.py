@@ -2,6 +2,8 @@
 
 import torch
 
+from models.precision import at_least_float32
+
 EPSILON = 1e-5  # inside the square root, as in the authors' code
 
 
@@ -14,8 +16,7 @@ def adaptive_instance_norm(content: torch.Tensor, scale: torch.Tensor, bias: tor
     """
     if scale.shape != content.shape[:2] or bias.shape != content.shape[:2]:
         raise ValueError(f"scale {tuple(scale.shape)} and bias {tuple(bias.shape)} must be {tuple(content.shape[:2])}")
-    # The variance of a nearly flat map underflows in half precision: always float32 or wider.
-    x = content if content.dtype == torch.float64 else content.float()
+    x = at_least_float32(content)  # the variance of a nearly flat map underflows in half precision
     variance, mean = torch.var_mean(x, dim=(2, 3), keepdim=True, correction=0)
     normalised = (x - mean) * torch.rsqrt(variance + EPSILON)
     return (scale[:, :, None, None] * normalised + bias[:, :, None, None]).to(content.dtype)

@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from models.precision import at_least_float32
+
 
 def global_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """o_j = Σ_i β_{j,i} · value_i with β_{j,i} = softmax_i(key_iᵀ query_j) over all positions i (Eq. 7–8, before v).
@@ -18,9 +20,18 @@ def global_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     Returns:
         (B, C, H, W).
     """
-    q, k, v = (x.flatten(2).transpose(1, 2).unsqueeze(1) for x in (query, key, value))  # (B, 1, H·W, D or C)
-    attended = F.scaled_dot_product_attention(q, k, v, scale=1.0)  # (B, 1, H·W, C)
-    return attended.squeeze(1).transpose(1, 2).reshape(value.shape)
+    channels = value.shape[1]
+    # torch's fused kernels, which never hold the N x N map, want one contiguous width for all three, in eights on GPUs;
+    # zeros change neither the scores nor the channels that are kept.
+    width = -(-max(query.shape[1], channels) // 8) * 8
+
+    def tokens(x: torch.Tensor) -> torch.Tensor:  # (B, D or C, H, W) -> (B, 1, H·W, width)
+        return F.pad(x.flatten(2).transpose(1, 2), (0, width - x.shape[1])).unsqueeze(1).contiguous()
+
+    with torch.autocast(query.device.type, enabled=False):
+        q, k, v = (tokens(at_least_float32(x)) for x in (query, key, value))
+        attended = F.scaled_dot_product_attention(q, k, v, scale=1.0)[..., :channels]  # (B, 1, H·W, C)
+    return attended.squeeze(1).transpose(1, 2).reshape(value.shape).to(value.dtype)
 
 
 def local_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int) -> torch.Tensor:
@@ -51,7 +62,7 @@ def local_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     def shifted(padded: torch.Tensor, dy: int, dx: int) -> torch.Tensor:
         return padded[..., dy : dy + height, dx : dx + width]
 
-    query, key = (x if x.dtype == torch.float64 else x.float() for x in (query, key))
+    query, key = at_least_float32(query), at_least_float32(key)
     padded_key = F.pad(key, pad)
     visible = F.pad(torch.ones(1, 1, height, width, dtype=torch.bool, device=key.device), pad)
     scores = torch.stack(

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from models.attention import GlobalAttention, LocalAttention
+from models.network import SRNetwork
+from models.recipe import Optimiser, Recipe
 from models.resize import upscale
 from models.upsampler import PixelShuffleUpsampler
 
@@ -73,7 +75,7 @@ class LARB(nn.Module):
         return x + self.attention(self.branch(x))
 
 
-class AttentiveSR(nn.Module):
+class AttentiveSR(SRNetwork):
     """(B, 3, h, w) -> (B, 3, scale·h, scale·w), both in [-1, 1].
 
     The network predicts what bicubic interpolation misses: the sum with the upscaled input is our choice, the paper
@@ -81,10 +83,12 @@ class AttentiveSR(nn.Module):
     """
 
     Config = AttentiveConfig
+    scales = (2, 3, 4, 8)
+    paper_recipe = Recipe(epochs=50, learning_rate=1e-4, pixel_loss="l1")  # § 4.1: Adam, constant rate
+    mini_recipe = Recipe(max_steps=600, learning_rate=1e-3, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75)))
 
     def __init__(self, scale: int = 4, **options):
-        super().__init__()
-        self.scale, self.config = scale, self.Config(**options)
+        super().__init__(scale, **options)
         c = self.config
         self.head = nn.Conv2d(3, c.channels, 3, padding=1)
         self.body = nn.Sequential(

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from models.network import SRNetwork
 from models.resize import upscale
 
 
@@ -13,14 +13,11 @@ class BicubicConfig:
     """Nothing to choose."""
 
 
-class Bicubic(nn.Module):
+class Bicubic(SRNetwork):
     """(B, 3, h, w) -> (B, 3, scale·h, scale·w), clamped to [-1, 1]."""
 
     Config = BicubicConfig
-
-    def __init__(self, scale: int = 4, **options):
-        super().__init__()
-        self.scale, self.config = scale, self.Config(**options)
+    scales = (2, 3, 4, 8)
 
     def forward(self, lr: torch.Tensor) -> torch.Tensor:
         return upscale(lr, self.scale).clamp(-1, 1)

@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from models.network import SRNetwork
+from models.recipe import Optimiser, Recipe
 from models.upsampler import PixelShuffleUpsampler
 
 # (residual blocks, channels, residual scaling); counts at x4: 1,517,571 and 43,089,923 (EDSR-PyTorch option.py).
@@ -39,15 +41,22 @@ class _ResidualBlock(nn.Module):
         return x + self.residual_scale * self.second(torch.relu(self.first(x)))
 
 
-class EDSR(nn.Module):
+class EDSR(SRNetwork):
     """(B, 3, h, w) -> (B, 3, scale·h, scale·w), both in [-1, 1]."""
 
     Config = EDSRConfig
+    scales = (2, 3, 4, 8)
+    # § 4.2 and EDSR-PyTorch: L1, Adam (0.9, 0.999, 1e-8), 1e-4 halved every 2e5 of 3e5 updates, batch 16, LR patches of
+    # 48 px (whole faces at 16 px), flips and turns; x3 and x4 start from x2 (--init-from).
+    paper_recipe = Recipe(
+        max_steps=300_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l1", patch_size=192,
+        rotate=True, optimiser=Optimiser(decay_at=(2 / 3,)),
+    )  # fmt: skip
+    mini_recipe = Recipe(max_steps=1200, learning_rate=1e-3, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75)))
     mean: torch.Tensor
 
     def __init__(self, scale: int = 4, **options):
-        super().__init__()
-        self.scale, self.config = scale, self.Config(**options)
+        super().__init__(scale, **options)
         blocks, channels, residual_scale = _SIZES[self.config.size]
         self.register_buffer("mean", torch.tensor(_DIV2K_MEAN)[:, None, None] * 2 - 1, persistent=False)
         self.head = nn.Conv2d(3, channels, 3, padding=1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchvision.models import mobilenet_v2, vgg16
+from torchvision.models import mobilenet_v2, vgg16, vgg19
 
 from models.resize import resize
 
@@ -21,14 +21,21 @@ class FeatureSpec:
     """Public layer name -> index in torchvision's `features`."""
 
 
-_VGG16_RELU = {
-    "relu1_1": 1, "relu1_2": 3, "relu2_1": 6, "relu2_2": 8, "relu3_1": 11, "relu3_2": 13, "relu3_3": 15,
-    "relu4_1": 18, "relu4_2": 20, "relu4_3": 22, "relu5_1": 25, "relu5_2": 27, "relu5_3": 29,
-}  # fmt: skip
+def _vgg_layers(*convolutions: int) -> dict[str, int]:
+    """conv1_1, relu1_1, … pool5: `convolutions` are those of each of VGG's five blocks (1409.1556, Table 1)."""
+    names = []
+    for block, count in enumerate(convolutions, 1):
+        for i in range(1, count + 1):
+            names += [f"conv{block}_{i}", f"relu{block}_{i}"]
+        names.append(f"pool{block}")
+    return {name: index for index, name in enumerate(names)}
+
 
 FEATURE_NETWORKS = {
     # VGG16_Weights.IMAGENET1K_FEATURES: input 255 · (RGB − mean).
-    "vgg16": FeatureSpec((0.48235, 0.45882, 0.40784), (1 / 255,) * 3, _VGG16_RELU),
+    "vgg16": FeatureSpec((0.48235, 0.45882, 0.40784), (1 / 255,) * 3, _vgg_layers(2, 2, 3, 3, 3)),
+    # VGG19_Weights.IMAGENET1K_V1. SRGAN's φ5,4 is relu5_4.
+    "vgg19": FeatureSpec((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), _vgg_layers(2, 2, 4, 4, 4)),
     # MobileNet_V2_Weights.IMAGENET1K_V1; block 0 has 32 channels, 1: 16, 3: 24, 6: 32, 10: 64, 18: 1280.
     "mobilenet_v2": FeatureSpec((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), {f"block{i}": i for i in range(19)}),
 }
@@ -54,7 +61,7 @@ class FeatureNetwork(nn.Module):
             raise ValueError(f"{name} has no layer {unknown[0]!r}: choose among {', '.join(spec.layers)}")
         self.name, self.layers, self.min_size = name, tuple(layers), min_size
         indices = {spec.layers[layer]: layer for layer in layers}
-        network = {"vgg16": vgg16, "mobilenet_v2": mobilenet_v2}[name](weights=None).features
+        network = {"vgg16": vgg16, "vgg19": vgg19, "mobilenet_v2": mobilenet_v2}[name](weights=None).features
         assert isinstance(network, nn.Sequential)
         own = {key.removeprefix("features."): value for key, value in weights.items() if key.startswith("features.")}
         network.load_state_dict(own)

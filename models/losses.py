@@ -1,6 +1,11 @@
-"""The losses of § 3.1, one function an equation. The mutual information of Eq. 5 is in mutual_information.py."""
+"""The losses of § 3.1, one function an equation (but Eq. 5: mutual_information.py), and of adversarial training."""
+
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
+
+from models.precision import at_least_float32
 
 
 def kl_divergence(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -11,14 +16,14 @@ def kl_divergence(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     Args:
         mu, logvar: (B, M).
     """
-    mu, logvar = _at_least_float32(mu), _at_least_float32(logvar)
+    mu, logvar = at_least_float32(mu), at_least_float32(logvar)
     return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(dim=1).mean()
 
 
 def gram_matrix(features: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, C, C): F·Fᵀ / (C·H·W), the channel correlations of the style loss (Eq. 4)."""
     _, channels, height, width = features.shape
-    flat = _at_least_float32(features).flatten(2)  # (B, C, H·W)
+    flat = at_least_float32(features).flatten(2)  # (B, C, H·W)
     with torch.autocast(features.device.type, enabled=False):  # it would do the product in half precision
         return flat @ flat.transpose(1, 2) / (channels * height * width)
 
@@ -51,12 +56,31 @@ def style_loss(generated: dict[str, torch.Tensor], target: dict[str, torch.Tenso
     return _mean_square_over_layers(grams(generated), grams(target))
 
 
+def generator_loss(fake_scores: torch.Tensor, kind: Literal["vanilla", "hinge"]) -> torch.Tensor:
+    """What the generator minimises: −log D(G(x)) (SRGAN, Eq. 6) or −D(G(x)) (hinge; Miyato et al., 1802.05957).
+
+    Args:
+        fake_scores: (B,) logits.
+    """
+    fake = at_least_float32(fake_scores)
+    return F.softplus(-fake).mean() if kind == "vanilla" else -fake.mean()
+
+
+def discriminator_loss(
+    real_scores: torch.Tensor, fake_scores: torch.Tensor, kind: Literal["vanilla", "hinge"]
+) -> torch.Tensor:
+    """What the discriminator minimises: −log D(real) − log(1 − D(fake)), or the two hinges with margin 1.
+
+    Args:
+        real_scores, fake_scores: (B,) logits.
+    """
+    real, fake = at_least_float32(real_scores), at_least_float32(fake_scores)
+    if kind == "vanilla":
+        return F.softplus(-real).mean() + F.softplus(fake).mean()
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
 def _mean_square_over_layers(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> torch.Tensor:
     if a.keys() != b.keys():
         raise ValueError(f"layers differ: {sorted(a)} and {sorted(b)}")
-    return torch.stack([(_at_least_float32(a[k]) - _at_least_float32(b[k])).square().mean() for k in a]).mean()
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """exp, Gram and squares overflow or lose all digits in half precision."""
-    return x if x.dtype == torch.float64 else x.float()
+    return torch.stack([(at_least_float32(a[k]) - at_least_float32(b[k])).square().mean() for k in a]).mean()

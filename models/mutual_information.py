@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from models.precision import at_least_float32
+
 
 def donsker_varadhan(joint_scores: torch.Tensor, marginal_scores: torch.Tensor) -> torch.Tensor:
     """E_joint[T] − log E_marginal[exp T], a lower bound of the mutual information in nats (Eq. 5).
@@ -16,7 +18,7 @@ def donsker_varadhan(joint_scores: torch.Tensor, marginal_scores: torch.Tensor) 
         joint_scores: (N,) scores T(x_LR, y_LR) of matching pairs.
         marginal_scores: (N,) scores of pairs shuffled by a derangement.
     """
-    joint, marginal = (s if s.dtype == torch.float64 else s.float() for s in (joint_scores, marginal_scores))
+    joint, marginal = at_least_float32(joint_scores), at_least_float32(marginal_scores)
     return joint.mean() - (torch.logsumexp(marginal, dim=0) - math.log(marginal.numel()))
 
 

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from models.adain import adaptive_instance_norm
+from models.network import DegraderNetwork
+from models.recipe import Recipe
 from models.resize import resize
 
 
@@ -80,7 +82,7 @@ class ContentEncoder(nn.Sequential):
     def __init__(self, channels: int, scale: int):
         steps = round(math.log2(scale))
         if 2**steps != scale:
-            raise ValueError(f"styleVAE needs a scale that is a power of two, not {scale}")
+            raise ValueError(f"stylevae halves the size step by step: scale must be a power of two, not {scale}")
         widths = [max(channels // 2 ** (steps - i), 8) for i in range(steps)] + [channels]
         layers: list[nn.Module] = [_conv(3, widths[0]), nn.LeakyReLU(0.2)]
         for inputs, outputs in pairwise(widths):
@@ -137,17 +139,21 @@ def _fine(change: torch.Tensor) -> torch.Tensor:
     return change - resize(resize(change, max(height // 4, 1), max(width // 4, 1)), height, width)
 
 
-class StyleVAE(nn.Module):
+class StyleVAE(DegraderNetwork):
     """Two encoders and a generator: `options` are the fields of StyleVAEConfig."""
 
     Config = StyleVAEConfig
+    scales = (2, 4, 8)
+    uses_style = True
+    paper_recipe = Recipe(epochs=10, learning_rate=1e-4)  # § 4.1: Adam (0.9, 0.999), constant rate
+    mini_recipe = Recipe(epochs=100, max_steps=400, learning_rate=1e-3)
 
     def __init__(self, scale: int = 4, **options):
-        super().__init__()
-        self.scale, self.config = scale, self.Config(**options)
+        super().__init__(scale, **options)
         self.style_encoder = StyleEncoder(self.config.channels, self.config.style_dim)
         self.content_encoder = ContentEncoder(self.config.channels, scale)
         self.generator = Generator(self.config)
+        self.noise_dim = self.config.style_dim
 
     def encode_style(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """E_LR: real LR (B, 3, h, w) -> mu, logvar of q(z | x_LR), (B, M) each."""
@@ -163,6 +169,11 @@ class StyleVAE(nn.Module):
     def generate(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
         """G: content and style codes -> y_LR (B, 3, h, w) in [-1, 1]."""
         return self.generator(content, style)
+
+    def degrade(self, hr: torch.Tensor, noise: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
+        """y_LR; the noise is ε around the style's mean, or z itself where no style is given."""
+        z = noise if style is None else reparameterise(*self.encode_style(style), noise)
+        return self.generate(self.encode_content(hr), z)
 
     def forward(self, hr: torch.Tensor, lr: torch.Tensor) -> StyleVAEOutput:
         """Degrade `hr` in the style of the unpaired `lr`; z is drawn with torch's global generator."""

@@ -16,11 +16,12 @@ from facelab.errors import UsageError
 from facelab.job import run_job
 from facelab.training import checkpoint
 from facelab.training.context import LocalContext
-from facelab.training.degrader import StyleVAEStage, TrainDegraderConfig
+from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.job import train_and_register
 from facelab.training.loop import NonFiniteLoss, Update, train
 from facelab.training.run import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
+from facelab.training.stylevae import StyleVAEStage
 from safetensors.torch import load_file
 
 

@@ -25,12 +25,16 @@ Uri = Annotated[str, AfterValidator(storage.normalise)]
 """A path, file:// or s3://bucket/prefix; paths become absolute, as workers run elsewhere."""
 
 
+BUILT_IN = ("bicubic", "classical")
+"""Degraders without weights; the first is an SR model, too."""
+
+
 def _model_uri(text: str) -> str:
-    return text if text == "bicubic" or text.startswith("models:/") else storage.normalise(text)
+    return text if text in BUILT_IN or text.startswith("models:/") else storage.normalise(text)
 
 
 ModelUri = Annotated[str, AfterValidator(_model_uri)]
-"""A Uri, `bicubic`, or an MLflow registry URI models:/NAME/VERSION."""
+"""A Uri, `bicubic` or `classical`, or an MLflow registry URI models:/NAME/VERSION."""
 
 
 class Config(BaseModel):
@@ -59,6 +63,11 @@ class JobConfig(Config):
     """MLflow experiment."""
     dry_run: bool = False
     """Print the resolved config and the plan, and touch nothing."""
+
+    @classmethod
+    def preset_options(cls, preset: str, values: dict[str, Any]) -> dict[str, Any]:
+        """{dotted option: value} of a preset, given what else was chosen; none if it is unknown."""
+        return cls.PRESETS.get(preset, {})
 
     @model_validator(mode="after")
     def _known_preset(self) -> Self:
@@ -98,7 +107,8 @@ def parse(config_type: type[J], argv: list[str], prog: str) -> J:
     preset = _value_of(argv, "--preset") or from_file.get("preset") or config_type.model_fields["preset"].default
     if preset not in config_type.PRESETS:
         raise UsageError(f"--preset {preset!r} is unknown{nearest(str(preset), config_type.PRESETS)}")
-    arguments = _as_options(config_type, config_type.PRESETS[preset], f"preset {preset}")
+    chosen = {"model": _value_of(argv, "--model") or from_file.get("model")}
+    arguments = _as_options(config_type, config_type.preset_options(str(preset), chosen), f"preset {preset}")
     arguments += _as_options(config_type, from_file, file or "")
     shown = io.StringIO()
     try:
@@ -118,17 +128,17 @@ def build(config_type: type[C], **values: Any) -> C:
     """Construct a config in code: default < preset < `values` (groups as dictionaries), the command line's errors."""
     if issubclass(config_type, JobConfig):
         preset = values.get("preset", config_type.model_fields["preset"].default)
-        values = _merged(preset_values(config_type, preset), values)
+        values = _merged(preset_values(config_type, preset, values), values)
     try:
         return config_type(**values)
     except ValidationError as error:
         raise UsageError(f"{config_type.__name__}: {explain(error)}") from error
 
 
-def preset_values(config_type: type[JobConfig], preset: str) -> dict[str, Any]:
-    """A preset's values as nested keyword arguments; none if it is unknown."""
+def preset_values(config_type: type[JobConfig], preset: str, values: dict[str, Any]) -> dict[str, Any]:
+    """A preset's values as nested keyword arguments, given what else was chosen; none if it is unknown."""
     nested: dict[str, Any] = {}
-    for key, value in config_type.PRESETS.get(preset, {}).items():
+    for key, value in config_type.preset_options(preset, values).items():
         *groups, last = key.split(".")
         target = nested
         for group in groups:

@@ -13,9 +13,8 @@ from torch import nn
 from facelab import storage
 from facelab.errors import UsageError
 from facelab.images import to_float, to_uint8
-from models import SR_MODELS, StyleVAE, build_sr
-
-DEGRADERS = {"stylevae": StyleVAE}
+from models import build_degrader, build_sr
+from models.network import Network
 
 
 @dataclass(frozen=True)
@@ -25,13 +24,13 @@ class TrainedModel:
     kind: str
     """"sr" or "degrader"."""
     name: str
-    """A key of SR_MODELS or DEGRADERS."""
+    """A key of models.SR_MODELS or models.DEGRADERS."""
     scale: int
     hr_size: int
     """Side of the sharp faces it was trained on, px."""
     digest: str
     """SHA-256 of the weight file: part of a pair's provenance."""
-    network: nn.Module
+    network: Network
 
 
 def save_model(uri: str, kind: str, name: str, network: nn.Module, scale: int, hr_size: int) -> str:
@@ -79,13 +78,10 @@ def bicubic_model(scale: int, hr_size: int) -> TrainedModel:
     return TrainedModel("sr", "bicubic", scale, hr_size, "bicubic", network)
 
 
-def _build(meta: dict[str, Any]) -> nn.Module:
+def _build(meta: dict[str, Any]) -> Network:
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["options"].items()}
-    if meta["kind"] == "degrader":
-        return DEGRADERS[meta["name"]](meta["scale"], **options)
-    if meta["name"] not in SR_MODELS:
-        raise ValueError(f"unknown SR model {meta['name']!r}")
-    return build_sr(meta["name"], meta["scale"], **options)
+    build = build_degrader if meta["kind"] == "degrader" else build_sr
+    return build(meta["name"], meta["scale"], **options)
 
 
 @torch.no_grad()

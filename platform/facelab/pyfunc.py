@@ -10,7 +10,7 @@ import torch
 from facelab import model_store
 from facelab.images import to_float, to_uint8
 from facelab.seeding import generator_for
-from models.stylevae import StyleVAE
+from models.network import DegraderNetwork
 
 
 class _SuperResolution:
@@ -30,11 +30,10 @@ class _Degrader:
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """(B, 3, H, W) uint8 -> (B, 3, H/scale, W/scale) uint8, in styles drawn from the prior by params["seed"]."""
         network = self.model.network
-        assert isinstance(network, StyleVAE)
+        assert isinstance(network, DegraderNetwork)
         hr = to_float(torch.from_numpy(np.ascontiguousarray(images)))
         noise = generator_for((params or {}).get("seed", 0), "pyfunc")
-        style = torch.randn(len(hr), network.config.style_dim, generator=noise)
-        return to_uint8(network.generate(network.encode_content(hr), style)).numpy()
+        return to_uint8(network.degrade(hr, torch.randn(len(hr), network.noise_dim, generator=noise))).numpy()
 
 
 def _load_pyfunc(path: str) -> _SuperResolution | _Degrader:

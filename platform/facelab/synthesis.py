@@ -1,4 +1,4 @@
-"""HR faces + real LR style bank + trained degrader -> pair shards, on Ray Data with a pool of model actors."""
+"""HR faces + any degrader -> pair shards, on Ray Data with a pool of model actors."""
 
 import os
 from dataclasses import dataclass
@@ -11,14 +11,15 @@ import torch
 from pydantic import Field, model_validator
 
 from facelab import model_store
-from facelab.config import JobConfig, ModelUri, Uri
+from facelab.config import BUILT_IN, JobConfig, ModelUri, Uri
 from facelab.data import shards
+from facelab.data.classical import degrade_classically
 from facelab.data.faces import FaceSet, image_files, is_shard_set, load_faces, read_face
 from facelab.errors import UsageError
 from facelab.images import BadImage, encode_png, to_float, to_uint8, training_image
 from facelab.seeding import generator_for, seed_for
+from models.network import DegraderNetwork
 from models.resize import resize
-from models.stylevae import StyleVAE, reparameterise
 
 # A whole CPU per reading task would never be free beside actors that fill a small machine: a silent deadlock.
 _READER_CPUS = 0.25
@@ -38,13 +39,14 @@ class SynthesizeConfig(JobConfig):
     hr: Uri
     """URI of sharp faces: face shards or a folder of images."""
     lr: Uri | None = None
-    """URI of real low-resolution faces, the style bank. Needed by --style-mode bank."""
+    """URI of real low-resolution faces, the style bank of a styleVAE. Needed by --style-mode bank."""
     degrader: ModelUri
-    """`bicubic`, or the URI of a trained degrader: the --output of train_degrader, or models:/NAME/VERSION."""
+    """`bicubic`; `classical` (random blur, resize, noise and JPEG, twice); or the URI of a trained degrader: the
+    --output of train_degrader, or models:/NAME/VERSION."""
     variants: int = Field(default=1, ge=1)
     """LR images per HR face; each has its own style."""
     style_mode: Literal["bank", "prior"] = "bank"
-    """bank: the style of a real LR face drawn from --lr; prior: z ~ N(0, I)."""
+    """Of a styleVAE. bank: the style of a real LR face drawn from --lr; prior: z ~ N(0, I)."""
     hr_size: int = Field(default=64, ge=16)
     """Side of the sharp faces, px."""
     scale: int = Field(default=4, ge=2)
@@ -61,9 +63,7 @@ class SynthesizeConfig(JobConfig):
     """Replace a finished shard set at --output."""
 
     @model_validator(mode="after")
-    def _bank_given(self):
-        if self.degrader != "bicubic" and self.style_mode == "bank" and self.lr is None:
-            raise ValueError("style_mode bank needs --lr, the real low-resolution faces that give the styles")
+    def _fits(self):
         if self.hr_size % self.scale:
             raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
         if self.output in (self.hr, self.lr):
@@ -175,36 +175,45 @@ class Degrader:
         Raises:
             UsageError: unusable, or trained for other sizes.
         """
-        if config.degrader == "bicubic":
+        if config.degrader in BUILT_IN:
             return cls(config, None, None)
         model = model_store.load_model(config.degrader, "degrader")
+        assert isinstance(model.network, DegraderNetwork)
         if (model.scale, model.hr_size) != (config.scale, config.hr_size):
             raise UsageError(
                 f"{config.degrader}: trained for --hr-size {model.hr_size} --scale {model.scale}, "
                 f"not {config.hr_size} and {config.scale}"
             )
         bank = None
-        if config.style_mode == "bank":
-            assert config.lr is not None
+        if model.network.uses_style and config.style_mode == "bank":
+            if config.lr is None:
+                raise UsageError(
+                    f"{config.degrader}: --style-mode bank needs --lr, the real low-resolution faces of the styles"
+                )
             bank = load_faces(config.lr, config.hr_size // config.scale)
         return cls(config, model, bank)
 
     @property
     def name(self) -> str:
         """Name and weight hash, as in every pair's provenance."""
-        return f"{self.model.name}@{self.model.digest[:16]}" if self.model else "bicubic"
+        return f"{self.model.name}@{self.model.digest[:16]}" if self.model else self.config.degrader
 
     @property
     def style_mode(self) -> str:
-        return self.config.style_mode if self.model else "none"
+        styled = self.model is not None and getattr(self.model.network, "uses_style", False)
+        return self.config.style_mode if styled else "none"
 
     def degrade(self, hr: torch.Tensor, digests: list[str], variant: int) -> tuple[torch.Tensor, list[list[str]]]:
         """One variant of each face: (B, 3, H, W) uint8 and its digests -> LR (B, 3, h, w) uint8, style ids.
 
         Each image's style and noise are keyed by (seed, its digest, variant): neither batch nor worker matters.
         """
-        if self.model is None:
+        if self.config.degrader == "bicubic":
             return resize(hr, self.config.hr_size // self.config.scale), [[] for _ in digests]
+        if self.config.degrader == "classical":
+            return torch.stack([self._classical(*pair, variant) for pair in zip(hr, digests, strict=True)]), [
+                [] for _ in digests
+            ]
         chosen = [self._style_of(digest, variant) for digest in digests]
         lr = []
         for start in range(0, len(hr), _MICRO_BATCH):
@@ -216,28 +225,25 @@ class Degrader:
     def _style_of(self, digest: str, variant: int) -> int | None:
         return None if self.bank is None else seed_for(self.config.seed, "style", digest, variant) % len(self.bank)
 
+    def _classical(self, face: torch.Tensor, digest: str, variant: int) -> torch.Tensor:
+        rng = np.random.default_rng(seed_for(self.config.seed, "classical", digest, variant))
+        low = degrade_classically(face.permute(1, 2, 0).numpy(), self.config.scale, rng)
+        return torch.from_numpy(low).permute(2, 0, 1)
+
     @torch.no_grad()
     def _forward(self, hr: torch.Tensor, digests: list[str], chosen: list[int | None], variant: int) -> torch.Tensor:
         assert self.model is not None
         network, count = self.model.network, len(hr)
-        assert isinstance(network, StyleVAE)
+        assert isinstance(network, DegraderNetwork)
         device = next(network.parameters()).device
-        noise = torch.stack(
-            [
-                torch.randn(network.config.style_dim, generator=generator_for(self.config.seed, "noise", d, variant))
-                for d in digests
-            ]
-        )
+        generators = [generator_for(self.config.seed, "noise", digest, variant) for digest in digests]
+        noise = torch.stack([torch.randn(network.noise_dim, generator=generator) for generator in generators])
 
         def padded(images: torch.Tensor) -> torch.Tensor:
             return torch.cat([images, images[-1:].expand(_MICRO_BATCH - count, *images.shape[1:])]).to(device)
 
-        style = padded(noise)
-        if self.bank is not None:
-            mu, logvar = network.encode_style(to_float(padded(self.bank.images[chosen])))
-            style = reparameterise(mu, logvar, style)
-        content = network.encode_content(to_float(padded(hr)))
-        return to_uint8(network.generate(content, style))[:count].cpu()
+        style = None if self.bank is None else to_float(padded(self.bank.images[chosen]))
+        return to_uint8(network.degrade(to_float(padded(hr)), padded(noise), style))[:count].cpu()
 
 
 class PairWriter:

@@ -17,7 +17,7 @@ from facelab.errors import UsageError
 from facelab.job import run_job
 from facelab.tracking import JobRun, RunLogger, end_stopped_trials
 from facelab.training.config import TrainConfig
-from facelab.training.degrader import LossWeights, StyleVAEStage, TrainDegraderConfig
+from facelab.training.degrader import DegraderStage, LossWeights, TrainDegraderConfig
 from facelab.training.job import check_inputs
 from facelab.training.run import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
@@ -78,7 +78,7 @@ def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
     """Every trial: its name and the options that it sets. A function of the config alone."""
     points: list[tuple[str, dict[str, Any]]] = []
     if config.space == "weights":
-        centre = preset_values(TrainDegraderConfig, config.preset).get("weights", {})
+        centre = preset_values(TrainDegraderConfig, config.preset, {}).get("weights", {})
         base = build(LossWeights, **centre)
         for i in range(config.samples):
             rng = np.random.default_rng((config.seed, i))
@@ -154,7 +154,7 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
     """
     trials = trial_table(config)
     check_inputs(trial_config(config, trials[0], run.uri))
-    metric, mode = SRStage.selection if config.space == "attention" else StyleVAEStage.selection
+    metric, mode = SRStage.selection if config.space == "attention" else DegraderStage.selection
     longest = trial_config(config, trials[0], run.uri).max_steps or 10**9
     tracking_uri, parent = run.uri, run.id
 

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torchvision.models import MobileNet_V2_Weights, VGG16_Weights
+from torchvision.models import MobileNet_V2_Weights, VGG16_Weights, VGG19_Weights
 
 from facelab import storage
 from facelab.errors import UsageError
@@ -19,6 +19,7 @@ _MOBILENET_V2_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700a
 _DOWNLOADS = {
     "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1,
     "vgg16": VGG16_Weights.IMAGENET1K_FEATURES,
+    "vgg19": VGG19_Weights.IMAGENET1K_V1,
 }
 
 

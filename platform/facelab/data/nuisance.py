@@ -22,10 +22,11 @@ def degrade(face: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarra
     image = _motion_blur(image, rng, scale) if rng.random() < 0.5 else _defocus(image, rng, scale)
     image = _downsample(image, scale, rng)
     image = _sensor_noise(image, rng)
-    return _jpeg(np.clip(np.rint(image), 0, 255).astype(np.uint8), quality=int(rng.integers(40, 86)))
+    return jpeg(np.clip(np.rint(image), 0, 255).astype(np.uint8), quality=int(rng.integers(40, 86)))
 
 
-def _convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float with each channel convolved by the kernel over its sum, borders repeated."""
     kernel = kernel / kernel.sum()
     return np.stack([ndimage.convolve(image[..., c], kernel, mode="nearest") for c in range(3)], axis=-1)
 
@@ -41,7 +42,7 @@ def _motion_blur(image: np.ndarray, rng: np.random.Generator, scale: int) -> np.
         for dy in (0, 1):
             for dx in (0, 1):
                 kernel[y0 + dy, x0 + dx] += (1 - abs(y - y0 - dy)) * (1 - abs(x - x0 - dx))
-    return _convolve(image, kernel)
+    return convolve(image, kernel)
 
 
 def _defocus(image: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndarray:
@@ -49,7 +50,7 @@ def _defocus(image: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndar
     radius = rng.uniform(0.4, 1.2) * scale
     reach = int(np.ceil(radius)) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    return _convolve(image, np.clip(radius + 0.5 - np.hypot(x, y), 0, 1))
+    return convolve(image, np.clip(radius + 0.5 - np.hypot(x, y), 0, 1))
 
 
 def _downsample(image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
@@ -68,7 +69,8 @@ def _sensor_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return image + sigma * grain
 
 
-def _jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    """(H, W, 3) uint8 after one JPEG compression."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality)
     return np.array(Image.open(buffer).convert("RGB"))

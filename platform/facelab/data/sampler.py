@@ -35,6 +35,26 @@ def batch_indices(
     return torch.cat(parts)
 
 
-def flips(batch_size: int, step: int, *, seed: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
-    """Which images of the batch are mirrored, (batch_size / world_size,) bool."""
-    return (torch.rand(batch_size, generator=generator_for(seed, "flip", step)) < 0.5)[rank::world_size]
+def draws(what: str, batch_size: int, step: int, *, seed: int, rank: int = 0, world_size: int = 1) -> torch.Tensor:
+    """One uniform number in [0, 1) for each image of the batch, (batch_size / world_size,), for one purpose."""
+    return torch.rand(batch_size, generator=generator_for(seed, what, step))[rank::world_size]
+
+
+def mirrored(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Half of the images (B, 3, H, W) are mirrored, those with `drawn` (B,) below a half."""
+    return torch.where((drawn < 0.5)[:, None, None, None], images.flip(-1), images)
+
+
+def turned(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """Each image (B, 3, H, H) turned by 0, 90, 180 or 270 degrees as `drawn` (B,) says."""
+    return torch.stack([image.rot90(int(4 * d), (-2, -1)) for image, d in zip(images, drawn, strict=True)])
+
+
+def cropped(images: torch.Tensor, side: int, drawn: tuple[torch.Tensor, torch.Tensor], grid: int = 1) -> torch.Tensor:
+    """A square of `side` px of each image (B, 3, H, W), at the place that `drawn`, two of (B,), says.
+
+    Corners lie on a grid of `grid` px: the same draws cut the same place from a pair's HR (grid = scale) and LR (1).
+    """
+    rooms = [(length - side) // grid + 1 for length in images.shape[-2:]]
+    corners = zip(*((grid * (d * room).long()).tolist() for d, room in zip(drawn, rooms, strict=True)), strict=True)
+    return torch.stack([image[:, y : y + side, x : x + side] for image, (y, x) in zip(images, corners, strict=True)])

@@ -1,13 +1,22 @@
 """Settings that the training of every network shares."""
 
-from typing import Literal
+import dataclasses
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, model_validator
+from torch import nn
 
 from facelab import storage
-from facelab.config import Config, JobConfig
+from facelab.config import Config, JobConfig, flatten
 from facelab.errors import UsageError
 from facelab.training import checkpoint
+from models.network import Network
+from models.recipe import Adversarial, Optimiser, Recipe
 
 
 class ComputeConfig(Config):
@@ -18,13 +27,23 @@ class ComputeConfig(Config):
     channels_last: bool = False
     """NHWC memory layout of the networks: faster convolutions on GPUs with tensor cores."""
     compile: bool = False
-    """torch.compile the objective; needs a C++ compiler on CPU."""
+    """torch.compile the objectives; on CPU that needs a C++ compiler, without which they run as they are."""
     gpu: bool | None = None
     """One GPU per Ray worker. None: if the cluster has enough."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs reserved per Ray worker, and its number of threads."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts from the last checkpoint after a worker or node was lost."""
+
+
+def compiled(module: nn.Module, compute: ComputeConfig) -> nn.Module:
+    """`module`, compiled if asked for and if this machine can; said where it cannot."""
+    if compute.compile:
+        if torch.cuda.is_available() or shutil.which(os.environ.get("CXX", "g++")):
+            module.compile()
+        else:
+            print("--compute.compile: no C++ compiler here (g++ or $CXX), running uncompiled", file=sys.stderr)
+    return module
 
 
 class TrainConfig(JobConfig):
@@ -38,14 +57,18 @@ class TrainConfig(JobConfig):
     """Side of the sharp training faces, px; a multiple of scale."""
     workers: int = Field(default=0, ge=0)
     """Ray Train workers; 0 trains in the process itself, without Ray."""
-    epochs: int = Field(default=10, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
     """Passes over the training faces."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Stop after so many updates, whatever the epochs say."""
+    """Stop after so many updates; the end is where the first of the two is reached."""
     batch_size: int = Field(default=16, ge=2)
     """Images per update, of all workers together; a multiple of their number."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """Adam's, constant; β = (0.9, 0.999) (§ 4.1)."""
+    """At the start; see optimiser.decay_at."""
+    optimiser: Optimiser = Optimiser()
+    """Update rule and schedule."""
+    adversarial: Adversarial = Adversarial()
+    """Discriminator and perceptual loss, for srgan and bulat."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Moving average of the weights, which is what is validated and kept; 0 keeps the raw weights."""
     checkpoint_every: int = Field(default=1000, ge=1)
@@ -61,8 +84,28 @@ class TrainConfig(JobConfig):
     compute: ComputeConfig = ComputeConfig()
     """Precision, memory layout, resources."""
 
+    NETWORKS: ClassVar[Mapping[str, type[Network]]]
+    """What `model` may name: networks with a paper_recipe and a mini_recipe."""
+
+    @classmethod
+    def preset_options(cls, preset: str, values: dict[str, Any]) -> dict[str, Any]:
+        """The recipe of the chosen network, below the preset: its authors' for `paper`, the small one for others."""
+        network = cls.NETWORKS.get(str(values.get("model", cls.model_fields["model"].default)))
+        if network is None:
+            return super().preset_options(preset, values)
+        recipe: Recipe = network.paper_recipe if preset == "paper" else network.mini_recipe
+        options = {k: v for k, v in flatten(dataclasses.asdict(recipe)).items() if v is not None}
+        return options | super().preset_options(preset, values)
+
     @model_validator(mode="after")
-    def _sizes_fit(self):
+    def _fits(self):
+        if self.epochs is None and self.max_steps is None:
+            raise ValueError("give --epochs or --max-steps")
+        if self.adversarial.weight and not self.NETWORKS[self.model].has_discriminator:
+            raise ValueError(f"adversarial.weight: {self.model} has no discriminator to train against")
+        if self.scale not in self.NETWORKS[self.model].scales:
+            choices = ", ".join(map(str, self.NETWORKS[self.model].scales))
+            raise ValueError(f"scale {self.scale}: {self.model} has {choices}")
         if self.hr_size % self.scale:
             raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
         if self.workers and self.batch_size % self.workers:
@@ -82,6 +125,11 @@ class TrainConfig(JobConfig):
     def inputs(self) -> list[tuple[str, str]]:
         """(URI, kind of shards) of what is trained on."""
         raise NotImplementedError
+
+    @property
+    def registry_name(self) -> str:
+        """In the MLflow model registry, unless register_as names another."""
+        return f"facelab-{self.model}"
 
     @property
     def lr_size(self) -> int:

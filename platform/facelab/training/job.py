@@ -15,7 +15,7 @@ def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
     """Run the job; returns its summary, with the registry URI of the network."""
     check_inputs(config)
     summary = run_training(config, lambda: run.logger(config.output))
-    name = config.register_as or f"facelab-{config.model}"
+    name = config.register_as or config.registry_name
     model_uri = run.register_model(storage.join(config.output, "model"), name)
     return summary | {"registered_model": model_uri}
 
@@ -29,9 +29,10 @@ def check_inputs(config: TrainConfig) -> None:
 def training_plan(config: TrainConfig) -> str:
     """For --dry-run."""
     where = f"{config.workers} Ray workers" if config.workers else "this process"
-    steps = f", at most {config.max_steps} steps" if config.max_steps else ""
+    limits = [f"{config.epochs} epochs"] if config.epochs else []
+    limits += [f"{config.max_steps} steps"] if config.max_steps else []
     sources = " and ".join(uri for uri, _ in config.inputs())
     return (
-        f"train {config.model} on {sources} in {where} for {config.epochs} epochs{steps}, batch {config.batch_size}; "
+        f"train {config.model} on {sources} in {where} for {' or '.join(limits)}, batch {config.batch_size}; "
         f"write model/, checkpoints/ and samples/ to {config.output}; register it in MLflow"
     )

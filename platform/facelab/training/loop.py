@@ -5,6 +5,7 @@ import time
 from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +19,7 @@ from facelab.seeding import seed_for
 from facelab.training import checkpoint
 from facelab.training.config import ComputeConfig, TrainConfig
 from facelab.training.context import Context
+from facelab.training.optimiser import clip_gradients, set_learning_rate
 
 
 class Logger(Protocol):
@@ -40,7 +42,7 @@ class Stage(Protocol):
     optimisers: dict[str, torch.optim.Optimizer]
     steps_per_epoch: int
     selection: tuple[str, str]
-    """Validation metric and "min" or "max": which epoch's weights are kept."""
+    """Validation metric, and which epoch's weights are kept: those of its "min" or "max", or the "last"."""
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         """Wrap what is called in training for device and workers."""
@@ -65,7 +67,11 @@ class Update:
 
     context: Context
     compute: ComputeConfig
+    clip: float = 0.0
+    """θ of models.recipe.Optimiser."""
     step: int = 0
+    progress: float = 0.0
+    """Of the whole run, 0 to 1."""
 
     def forward(self, objective: nn.Module, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Call an objective, which returns its terms with "loss" as their sum."""
@@ -93,6 +99,8 @@ class Update:
             )
         terms["gradient_norm"] = norm.detach()
         for optimiser in optimisers:
+            if self.clip:
+                clip_gradients(optimiser, self.clip)
             optimiser.step()
 
 
@@ -108,7 +116,8 @@ class TrainResult:
 
 def total_steps(stage: Stage, config: TrainConfig) -> int:
     """Updates of a whole run."""
-    return min(config.epochs * stage.steps_per_epoch, config.max_steps or 2**62)
+    by_epochs = [config.epochs * stage.steps_per_epoch] if config.epochs else []
+    return min([*by_epochs, *([config.max_steps] if config.max_steps else [])])
 
 
 def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -> TrainResult:
@@ -128,7 +137,7 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     if config.compute.channels_last:
         stage.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage.prepare(context, config.compute)
-    update = Update(context, config.compute)
+    update = Update(context, config.compute, config.optimiser.clip)
     last = total_steps(stage, config)
     pending: list[tuple[int, dict[str, torch.Tensor]]] = []
     began = time.perf_counter()
@@ -137,7 +146,8 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
         while step < last:
             # The same noise at a step whether or not the run was interrupted, and other noise on every rank.
             torch.manual_seed(seed_for(config.seed, "step", step, context.rank))
-            update.step = step
+            update.step, update.progress = step, step / last
+            set_learning_rate(stage.optimisers.values(), config.optimiser, update.progress)
             terms = stage.step(step, update)
             average.update_parameters(main) if config.ema_decay else average.module.load_state_dict(main.state_dict())
             step += 1
@@ -173,17 +183,17 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
 
 def _better(values: dict[str, float], best: dict[str, float], selection: tuple[str, str]) -> bool:
     name, sense = selection
-    if not best or not math.isfinite(best[name]):
+    if sense == "last" or not best or not math.isfinite(best[name]):
         return True
     return values[name] < best[name] if sense == "min" else values[name] > best[name]
 
 
 def _log(pending: list, values: dict[str, float], step: int, context: Context, logger: Logger) -> None:
-    if pending:
-        names = list(pending[0][1])
-        table = torch.stack([torch.stack([terms[name].float() for name in names]) for _, terms in pending])
+    for names, part in groupby(pending, key=lambda entry: tuple(entry[1])):  # a phase of training has its own terms
+        rows = list(part)
+        table = torch.stack([torch.stack([terms[name].float() for name in names]) for _, terms in rows])
         table = context.mean(table).cpu()
-        for (at, _), row in zip(pending, table.tolist(), strict=True):
+        for (at, _), row in zip(rows, table.tolist(), strict=True):
             logger.metrics(at, {f"train/{name}": value for name, value in zip(names, row, strict=True)})
     logger.metrics(step, {f"val/{k}" if k not in ("images_per_second", "segment") else k: v for k, v in values.items()})
     logger.flush()
@@ -216,7 +226,7 @@ def _load(state: checkpoint.Checkpoint, stage: Stage, average: AveragedModel, be
                 "started with, or another --output"
             ) from error
     for name, optimiser in stage.optimisers.items():
-        rates = [group["lr"] for group in optimiser.param_groups]
+        rates = [group["initial_lr"] for group in optimiser.param_groups]
         optimiser.load_state_dict(state.optimisers[name])
         for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = rate  # of this run: --resume may come with another
+            group["initial_lr"] = rate  # of this run: --resume may come with another

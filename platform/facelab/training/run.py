@@ -8,9 +8,11 @@ from facelab import model_store, storage
 from facelab.data.faces import load_faces, load_pairs
 from facelab.training.config import TrainConfig
 from facelab.training.context import Context, LocalContext
-from facelab.training.degrader import StyleVAEStage, TrainDegraderConfig
+from facelab.training.degrader import DegraderStage, TrainDegraderConfig
+from facelab.training.high_to_low import HighToLowStage
 from facelab.training.loop import Logger, train
 from facelab.training.sr import SRStage, TrainSRConfig
+from facelab.training.stylevae import StyleVAEStage
 
 LoggerFactory = Callable[[], Logger]
 
@@ -19,24 +21,27 @@ def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFacto
     """Build the stage, train it, and on rank 0 write OUTPUT/model and OUTPUT/training.json."""
     loud = context.rank == 0
     data: dict[str, Any]
-    stage: StyleVAEStage | SRStage
+    stage: DegraderStage | SRStage
     if isinstance(config, TrainDegraderConfig):
         hr, lr = (
             load_faces(config.hr, config.hr_size, progress=loud),
             load_faces(config.lr, config.lr_size, progress=loud),
         )
-        stage, kind = StyleVAEStage(config, hr, lr), "degrader"
+        kind = "degrader"
+        stage = StyleVAEStage(config, hr, lr) if config.model == "stylevae" else HighToLowStage(config, hr, lr)
         data = {"data_hash": f"{hr.hash[:16]}+{lr.hash[:16]}", "n_hr": len(hr), "n_lr": len(lr)}
         data["n_rejected"] = hr.rejected + lr.rejected
-        data |= {f"rms_{k}": float(v) for k, v in zip(stage.features.layers, stage.features.rms, strict=True)}
+        if isinstance(stage, StyleVAEStage):
+            data |= {f"rms_{k}": float(v) for k, v in zip(stage.features.layers, stage.features.rms, strict=True)}
     elif isinstance(config, TrainSRConfig):
+        real_lr = load_faces(config.lr, config.lr_size, progress=loud) if config.lr else None
         if config.pairs:
             pairs = load_pairs(config.pairs, progress=loud)
-            stage, data = SRStage(config, pairs), {"data_hash": pairs.hash[:16], "n_pairs": len(pairs)}
+            stage, data = SRStage(config, pairs, real_lr), {"data_hash": pairs.hash[:16], "n_pairs": len(pairs)}
         else:
             assert config.hr is not None
             faces = load_faces(config.hr, config.hr_size, progress=loud)
-            stage, data = SRStage(config, faces), {"data_hash": faces.hash[:16], "n_hr": len(faces)}
+            stage, data = SRStage(config, faces, real_lr), {"data_hash": faces.hash[:16], "n_hr": len(faces)}
             data["n_rejected"] = faces.rejected
         kind = "sr"
     else:

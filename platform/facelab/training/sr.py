@@ -1,27 +1,55 @@
 """Stage 2: any super-resolution network on pairs, synthesised or bicubic (§ 3.2)."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import model_validator
+import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import nn
 
-from facelab.config import Uri
+from facelab import model_store
+from facelab.config import ModelUri, Uri
 from facelab.data.faces import FaceSet, PairSet
-from facelab.data.sampler import batch_indices, flips
+from facelab.data.sampler import batch_indices, cropped, draws, mirrored, turned
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
 from facelab.metrics.psnr_ssim import psnr
 from facelab.model_store import super_resolve
-from facelab.training.config import ComputeConfig, TrainConfig
+from facelab.training.adversarial import DiscriminatorObjective, Opponent, adversarial_step
+from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
 from facelab.training.loop import Update
-from models import build_sr
+from facelab.training.optimiser import build_optimiser
+from facelab.weights import resolve_weights
+from models import SR_MODELS, build_sr
 from models.attentive import AttentiveConfig, AttentiveSR
+from models.bulat import LowToHighConfig
 from models.edsr import EDSRConfig
+from models.features import FeatureNetwork
+from models.losses import content_loss
+from models.luma import LumaSR, luma
+from models.network import Network, SRNetwork
+from models.rdn import RDNConfig
+from models.recipe import Adversarial
 from models.resize import resize
-from models.srcnn import SRCNNConfig
+from models.srcnn import SRCNN, SRCNNConfig
+from models.srgan import SRGANConfig
+from models.vdsr import VDSRConfig
+
+_MINI = {  # reduced variants of the published networks, for machines where those take days
+    "ema_decay": 0.99,
+    "srcnn.init": "he",
+    "vdsr.layers": 8,
+    "srgan.size": "mini",
+    "edsr.size": "mini",
+    "rdn.size": "mini",
+    "bulat.size": "mini",
+    "attentive.channels": 32,
+    "attentive.global_blocks": 4,
+    "attentive.local_blocks": 4,
+}
 
 
 class TrainSRConfig(TrainConfig):
@@ -29,54 +57,80 @@ class TrainSRConfig(TrainConfig):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # Seconds, to see that everything is connected.
-        "debug": {
+        "debug": _MINI
+        | {
             "max_steps": 4,
             "batch_size": 4,
+            "ema_decay": 0.999,
+            "vdsr.layers": 3,
             "attentive.channels": 16,
             "attentive.global_blocks": 1,
             "attentive.local_blocks": 1,
-            "edsr.size": "mini",
         },
         # About a minute on two cores.
-        "demo": {
-            "epochs": 100,
+        "demo": _MINI
+        | {
             "max_steps": 150,
-            "learning_rate": 1e-3,
             "ema_decay": 0.98,
-            "attentive.channels": 32,
             "attentive.global_blocks": 2,
             "attentive.local_blocks": 2,
             "attentive.window": 5,
-            "srcnn.kernels": [9, 1, 5],
-            "edsr.size": "mini",
         },
-        # § 4.1: 50 epochs, Adam 1e-4 (the default).
-        "paper": {"epochs": 50},
+        # Minutes on two cores: small networks, each by the small recipe in its file.
+        "mini": _MINI,
+        # Published sizes, each by the recipe of its own paper, which stands in its file.
+        "paper": {},
+    }
+    NETWORKS: ClassVar[Mapping[str, type[Network]]] = {
+        name: network for name, network in SR_MODELS.items() if name != "bicubic"
     }
 
-    model: Literal["attentive", "srcnn", "edsr"]
-    """The network to train."""
+    model: Literal["srcnn", "vdsr", "srgan", "edsr", "rdn", "bulat", "attentive"]
+    """The network to train; each file of models/ holds its recipe."""
     pairs: Uri | None = None
     """URI of pair shards made by jobs.synthesize. Either this or --hr."""
     hr: Uri | None = None
     """URI of sharp faces, shards or folder; their LR is bicubic. Either this or --pairs."""
-    pixel_loss: Literal["l1", "l2"] = "l1"
-    """Distance of the super-resolved to the sharp face, averaged over pixels in [-1, 1]."""
+    lr: Uri | None = None
+    """Real low-resolution faces: for srgan and bulat, the discriminator is also shown what becomes of them. Ours."""
+    init_from: ModelUri | None = None
+    """A trained model of the same method to start from, also of another scale (EDSR and RDN: x4 from x2)."""
+    pixel_loss: Literal["l1", "l2", "sse"] = "l1"
+    """l1, l2: mean over pixels; sse: half an image's sum of squares. Of RGB in [-1, 1]; srcnn, vdsr: of Y in [0, 1]."""
+    patch_size: int | None = Field(default=None, ge=16)
+    """Side of random crops of the sharp face, px; None, or a face that is no larger: whole faces."""
+    rotate: bool = False
+    """Also turn training faces by multiples of 90 degrees."""
+    perceptual_weights: Uri | None = None
+    """URI of the weights of adversarial.network; default: torchvision's download, or the installed package."""
     attentive: AttentiveConfig = AttentiveConfig()
     """Options of --model attentive, with the GA and LA switches."""
     srcnn: SRCNNConfig = SRCNNConfig()
     """Options of --model srcnn."""
+    vdsr: VDSRConfig = VDSRConfig()
+    """Options of --model vdsr."""
+    srgan: SRGANConfig = SRGANConfig()
+    """Options of --model srgan."""
     edsr: EDSRConfig = EDSRConfig()
     """Options of --model edsr."""
+    rdn: RDNConfig = RDNConfig()
+    """Options of --model rdn."""
+    bulat: LowToHighConfig = LowToHighConfig()
+    """Options of --model bulat."""
 
     @model_validator(mode="after")
     def _one_source(self):
         if (self.pairs is None) == (self.hr is None):
             raise ValueError("give either --pairs (synthesised pairs) or --hr (bicubic LR)")
+        if self.lr and not self.adversarial.weight:
+            raise ValueError(f"lr: {self.model} is trained without a discriminator, which alone looks at real LR faces")
+        if self.patch_size and self.patch_size % self.scale:
+            raise ValueError(f"patch_size {self.patch_size} is no multiple of scale {self.scale}")
         return self
 
     def inputs(self) -> list[tuple[str, str]]:
-        return [(self.pairs, "pairs")] if self.pairs else [(str(self.hr), "faces")]
+        sources = [(self.pairs, "pairs")] if self.pairs else [(str(self.hr), "faces")]
+        return sources + ([(self.lr, "faces")] if self.lr else [])
 
     @property
     def network_options(self) -> dict[str, Any]:
@@ -84,24 +138,61 @@ class TrainSRConfig(TrainConfig):
         return vars(getattr(self, self.model))
 
 
-class SRObjective(nn.Module):
-    """The pixel loss as a module, for data-parallel training."""
+class PixelLoss(nn.Module):
+    """Distance of super-resolved and sharp faces, (B, 3, H, W) in [-1, 1]; of their Y in [0, 1] with `on_luma`."""
 
-    def __init__(self, network: nn.Module, pixel_loss: str):
+    def __init__(self, kind: str, on_luma: bool):
         super().__init__()
-        self.network, self.distance = network, nn.L1Loss() if pixel_loss == "l1" else nn.MSELoss()
+        self.kind, self.on_luma = kind, on_luma
 
-    def forward(self, lr: torch.Tensor, hr: torch.Tensor) -> dict[str, torch.Tensor]:
-        """lr (B, 3, h, w) and hr (B, 3, H, W), float in [-1, 1]."""
-        return {"loss": self.distance(self.network(lr).float(), hr)}
+    def forward(self, sr: torch.Tensor, hr: torch.Tensor) -> torch.Tensor:
+        a, b = (luma(x) if self.on_luma else x for x in (sr.float(), hr))
+        if self.kind == "l1":
+            return F.l1_loss(a, b)
+        return F.mse_loss(a, b) if self.kind == "l2" else 0.5 * (a - b).square().sum() / len(a)
+
+
+class SRObjective(nn.Module):
+    """What an SR network minimises, as a module for data-parallel training.
+
+    Without an opponent, or before it begins, the pixel loss. With it, the content loss (of pixels, or of features in
+    SRGAN) and the weighted adversarial loss.
+    """
+
+    def __init__(
+        self, network: nn.Module, pixel: PixelLoss, features: FeatureNetwork | None, opponent: Opponent | None
+    ):
+        super().__init__()
+        self.network, self.pixel, self.features, self.opponent = network, pixel, features, opponent
+
+    def forward(
+        self, lr: torch.Tensor, hr: torch.Tensor, real_lr: torch.Tensor | None = None, adversarial: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """lr (B, 3, h, w), hr (B, 3, H, W), real_lr (B, 3, h, w) without a sharp face, all in [-1, 1]."""
+        sr = self.network(lr)
+        if not adversarial:
+            return {"loss": self.pixel(sr, hr)}
+        assert self.opponent is not None
+        options = self.opponent.options
+        if self.features is None:
+            terms = {"pixel": self.pixel(sr, hr)}
+            content = terms["pixel"]
+        else:
+            with torch.no_grad():
+                target = self.features(hr)
+            terms = {"perceptual": content_loss(self.features(sr), target)}
+            content = options.perceptual_weight * terms["perceptual"]
+        fake = sr if real_lr is None else torch.cat([sr, self.network(real_lr)])
+        terms["adversarial"] = self.opponent.loss(fake)
+        return {"loss": content + options.weight * terms["adversarial"], **terms, "fake": fake}
 
 
 class SRStage:
-    """Stage 2 for the training loop. `data` are pairs, or faces whose LR is bicubic."""
+    """Stage 2 for the training loop. `data` are pairs, or faces whose LR is bicubic; `real_lr` have no sharp face."""
 
     selection: tuple[str, str] = ("psnr_rgb", "max")
 
-    def __init__(self, config: TrainSRConfig, data: PairSet | FaceSet):
+    def __init__(self, config: TrainSRConfig, data: PairSet | FaceSet, real_lr: FaceSet | None = None):
         self.config = config
         self.train_hr, self.train_lr = _hr_lr(data.subset("train"))
         self.held_hr, held_lr = _hr_lr(data.subset("val"))
@@ -117,39 +208,96 @@ class SRStage:
                 f"{config.pairs}: pairs are {self.held_lr.shape[-1]} -> {self.held_hr.shape[-1]} px, but --hr-size "
                 f"{config.hr_size} and --scale {config.scale} want {config.lr_size} -> {config.hr_size} px"
             )
+        self.real_lr = None if real_lr is None else real_lr.subset("train").images
         self.steps_per_epoch = -(-len(self.train_hr) // config.batch_size)
         torch.manual_seed(config.seed)
-        try:
-            network = build_sr(config.model, config.scale, **config.network_options)
-        except ValueError as error:
-            raise UsageError(f"--model {config.model}: {error}") from error
+        network = build_sr(config.model, config.scale, **config.network_options)
+        if config.init_from:
+            start_from(network, config)
         self.networks = nn.ModuleDict({"main": network})
+        parameters = (
+            network.parameter_groups(config.learning_rate) if isinstance(network, SRCNN) else network.parameters()
+        )
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            "main": torch.optim.Adam(network.parameters(), config.learning_rate)
+            "main": build_optimiser(config.optimiser, parameters, config.learning_rate)
         }
-        self.objective: nn.Module = SRObjective(network, config.pixel_loss)
+        pixel = PixelLoss(config.pixel_loss, on_luma=isinstance(network, LumaSR))
+        self.opponent: Opponent | None = None
+        self.critic: nn.Module | None = None
+        features = None
+        if config.adversarial.weight:
+            self.selection = ("psnr_rgb", "last")  # what a discriminator is for costs PSNR
+            self._add_discriminator(network)
+            features = self._features() if config.adversarial.perceptual_weight else None
+        self.objective: nn.Module = SRObjective(network, pixel, features, self.opponent)
+
+    def _add_discriminator(self, network: SRNetwork) -> None:
+        c = self.config
+        side = c.hr_size if c.patch_size is None else min(c.patch_size, c.hr_size)
+        try:
+            discriminator = network.discriminator(side)
+        except ValueError as error:
+            raise UsageError(f"--model {c.model}: {error}") from error
+        self.networks["discriminator"] = discriminator
+        self.optimisers["discriminator"] = build_optimiser(c.optimiser, discriminator.parameters(), c.learning_rate)
+        self.opponent = Opponent(discriminator, c.adversarial)
+        self.critic = DiscriminatorObjective(discriminator, c.adversarial)
+
+    def _features(self) -> FeatureNetwork:
+        """The perceptual loss's, at the size of the faces."""
+        options: Adversarial = self.config.adversarial
+        weights = resolve_weights(options.network, self.config.perceptual_weights)
+        try:
+            features = FeatureNetwork(options.network, (options.layer,), weights, min_size=1)
+        except ValueError as error:
+            raise UsageError(f"--adversarial.layer: {error}") from error
+        if options.feature_scale:
+            features.rms.fill_(options.feature_scale)
+        else:
+            features.calibrate(to_float(self.train_hr[:64]))
+        return features
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context
-        if compute.compile:
-            self.objective.compile()
-        self.objective = context.prepare(self.objective)
+        self.objective = context.prepare(compiled(self.objective, compute))
+        if self.critic is not None:
+            self.critic = context.prepare(compiled(self.critic, compute))
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         lr, hr = self._batch(step)
-        terms = update.forward(self.objective, lr, hr)
-        update.apply(terms, *self.optimisers.values())
-        return terms
+        if self.critic is None or self.opponent is None or update.progress < self.config.adversarial.pretrain:
+            terms = update.forward(self.objective, lr, hr)
+            update.apply(terms, self.optimisers["main"])
+            return terms
+        if not self.optimisers["discriminator"].state:  # a phase of its own begins, as if with a new Adam
+            self.optimisers["main"].state.clear()
+        inputs = (lr, hr, self._real_lr(step), True)
+        return adversarial_step(update, self.objective, inputs, self.critic, hr, self.opponent, self.optimisers)
+
+    def _ranks(self) -> dict[str, int]:
+        return {"seed": self.config.seed, "rank": self.context.rank, "world_size": self.context.world_size}
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        c, context = self.config, self.context
-        ranks = {"seed": c.seed, "rank": context.rank, "world_size": context.world_size}
+        c, ranks = self.config, self._ranks()
         indices = batch_indices(len(self.train_hr), c.batch_size, step, stream="hr", **ranks)
         hr = self.train_hr[indices]
         lr = resize(hr, c.lr_size) if self.train_lr is None else self.train_lr[indices]
-        mirrored = flips(c.batch_size, step, **ranks)[:, None, None, None]
-        hr, lr = torch.where(mirrored, hr.flip(-1), hr), torch.where(mirrored, lr.flip(-1), lr)
-        return to_float(lr.to(context.device)), to_float(hr.to(context.device))
+        if c.patch_size is not None and c.patch_size < c.hr_size:
+            place = (draws("top", c.batch_size, step, **ranks), draws("left", c.batch_size, step, **ranks))
+            hr, lr = cropped(hr, c.patch_size, place, c.scale), cropped(lr, c.patch_size // c.scale, place)
+        flip = draws("flip", c.batch_size, step, **ranks)
+        hr, lr = mirrored(hr, flip), mirrored(lr, flip)
+        if c.rotate:
+            turn = draws("turn", c.batch_size, step, **ranks)
+            hr, lr = turned(hr, turn), turned(lr, turn)
+        return to_float(lr.to(self.context.device)), to_float(hr.to(self.context.device))
+
+    def _real_lr(self, step: int) -> torch.Tensor | None:
+        if self.real_lr is None:
+            return None
+        c = self.config
+        indices = batch_indices(len(self.real_lr), c.batch_size, step, stream="real lr", **self._ranks())
+        return to_float(self.real_lr[indices].to(self.context.device))
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """psnr_rgb and psnr_y in dB on held-out faces, with the LR kind of the training set."""
@@ -165,6 +313,25 @@ class SRStage:
         lr, hr = self.held_lr[:12], self.held_hr[:12]
         sr = super_resolve(network.eval(), lr, self.context.device)
         return grid([lr, resize(lr, self.config.hr_size), sr, hr], cell=96)
+
+
+def start_from(network: nn.Module, config: TrainSRConfig) -> None:
+    """Take over every weight that fits from a trained model of the same method.
+
+    Raises:
+        UsageError: another method, or nothing fits.
+    """
+    assert config.init_from is not None
+    given = model_store.load_model(config.init_from, "sr")
+    if given.name != config.model:
+        raise UsageError(f"--init-from {config.init_from}: is a {given.name} model, not {config.model}")
+    own = network.state_dict()
+    fitting = {k: v for k, v in given.network.state_dict().items() if k in own and own[k].shape == v.shape}
+    if not fitting:
+        raise UsageError(f"--init-from {config.init_from}: no weight has the shape of this network's: give its options")
+    network.load_state_dict(fitting, strict=False)
+    if fresh := sorted(own.keys() - fitting.keys()):
+        print(f"{config.init_from}: {len(fitting)} of {len(own)} tensors fit; fresh are {', '.join(fresh)}", flush=True)
 
 
 def _hr_lr(data: PairSet | FaceSet) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -1,0 +1,65 @@
+"""Adversarial training: one update of a generator against its discriminator, then one of the discriminator."""
+
+import torch
+from torch import nn
+
+from facelab.training.loop import Update
+from models.losses import discriminator_loss, generator_loss
+from models.recipe import Adversarial
+
+
+class Opponent:
+    """The discriminator as its generator's objective sees it: judged by, but not trained.
+
+    No module, so that data-parallel training of the objective leaves the discriminator's weights alone.
+    """
+
+    def __init__(self, discriminator: nn.Module, options: Adversarial):
+        self.discriminator, self.options = discriminator, options
+
+    def loss(self, fakes: torch.Tensor) -> torch.Tensor:
+        """The adversarial loss of generated images (B, 3, H, W), not weighted."""
+        return generator_loss(self.discriminator(fakes), self.options.loss)
+
+
+class DiscriminatorObjective(nn.Module):
+    """What the discriminator minimises, as a module for data-parallel training."""
+
+    def __init__(self, discriminator: nn.Module, options: Adversarial):
+        super().__init__()
+        self.discriminator, self.options = discriminator, options
+
+    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+        """real and fake: (B, 3, H, W) in [-1, 1]; one forward pass each, as batch norm must not mix them."""
+        of_real, of_fake = self.discriminator(real), self.discriminator(fake)
+        loss = discriminator_loss(of_real, of_fake, self.options.loss)
+        return {"loss": loss, "real_score": of_real.mean(), "fake_score": of_fake.mean()}
+
+
+def adversarial_step(
+    update: Update,
+    objective: nn.Module,
+    inputs: tuple,
+    critic: nn.Module,
+    real: torch.Tensor,
+    opponent: Opponent,
+    optimisers: dict[str, torch.optim.Optimizer],
+) -> dict[str, torch.Tensor]:
+    """One update of optimisers["main"], then one of optimisers["discriminator"].
+
+    Args:
+        objective: called with `inputs`; its terms hold the generated images as "fake".
+        critic: the DiscriminatorObjective, wrapped for training.
+        real: (B, 3, H, W), what the discriminator takes for real.
+
+    Returns:
+        The terms of both; the discriminator's begin with "discriminator_".
+    """
+    opponent.discriminator.requires_grad_(False)
+    terms = update.forward(objective, *inputs)
+    fake = terms.pop("fake")
+    update.apply(terms, optimisers["main"])
+    opponent.discriminator.requires_grad_(True)
+    judged = update.forward(critic, real, fake.detach())
+    update.apply(judged, optimisers["discriminator"])
+    return terms | {f"discriminator_{name}": value for name, value in judged.items()}

@@ -1,0 +1,57 @@
+"""The training of Bulat et al.'s High-to-Low degrader (arXiv 1807.11458, § 3.1)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from facelab.data.faces import FaceSet
+from facelab.errors import UsageError
+from facelab.training.adversarial import DiscriminatorObjective, Opponent, adversarial_step
+from facelab.training.config import ComputeConfig, compiled
+from facelab.training.context import Context
+from facelab.training.degrader import DegraderStage, TrainDegraderConfig
+from facelab.training.loop import Update
+from facelab.training.optimiser import build_optimiser
+from models.network import DegraderNetwork
+
+
+class HighToLowObjective(nn.Module):
+    """Stay near the average-pooled sharp face, and look like a real LR face to the discriminator."""
+
+    def __init__(self, network: DegraderNetwork, opponent: Opponent):
+        super().__init__()
+        self.network, self.opponent = network, opponent
+
+    def forward(self, hr: torch.Tensor) -> dict[str, torch.Tensor]:
+        """hr: (B, 3, H, W) in [-1, 1]; the noise is drawn with torch's global generator."""
+        fake = self.network.degrade(hr, torch.randn(len(hr), self.network.noise_dim, device=hr.device))
+        pixel = F.mse_loss(fake.float(), F.avg_pool2d(hr, self.network.scale))
+        adversarial = self.opponent.loss(fake)
+        loss = pixel + self.opponent.options.weight * adversarial
+        return {"loss": loss, "pixel": pixel, "adversarial": adversarial, "fake": fake}
+
+
+class HighToLowStage(DegraderStage):
+    """Bulat's degrader for the training loop."""
+
+    def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
+        super().__init__(config, hr, lr)
+        try:
+            discriminator = self.network.discriminator(config.lr_size)
+        except ValueError as error:
+            raise UsageError(f"--model bulat: {error}") from error
+        self.networks["discriminator"] = discriminator
+        self.optimisers["discriminator"] = build_optimiser(
+            config.optimiser, discriminator.parameters(), config.learning_rate
+        )
+        self.opponent = Opponent(discriminator, config.adversarial)
+        self.objective = HighToLowObjective(self.network, self.opponent)
+        self.critic: nn.Module = DiscriminatorObjective(discriminator, config.adversarial)
+
+    def prepare(self, context: Context, compute: ComputeConfig) -> None:
+        super().prepare(context, compute)
+        self.critic = context.prepare(compiled(self.critic, compute))
+
+    def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
+        hr, lr = self.batch(step)
+        return adversarial_step(update, self.objective, (hr,), self.critic, lr, self.opponent, self.optimisers)
