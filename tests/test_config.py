@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import yaml
-from facelab.config import parse, to_yaml
+from facelab.config import build, parse, to_yaml
 from facelab.data.prepare import PrepareConfig
 from facelab.data.sample_set import SampleFacesConfig
 from facelab.demo import DemoConfig
@@ -40,7 +40,46 @@ def test_paper_numbers_are_the_defaults():
     w = config.weights
     assert (w.lambda_kl, w.lambda_style, w.lambda_mi, w.alpha, w.beta) == (0.01, 1, 0.1, 1, 0.1)
     assert (config.epochs, config.learning_rate, config.scale) == (10, 1e-4, 4)
-    assert parse(TrainSRConfig, SR, "job").epochs == 50
+    ours = parse(TrainSRConfig, [*SR, "--model", "attentive"], "job")
+    assert (ours.epochs, ours.max_steps, ours.learning_rate, ours.optimiser.decay_at) == (50, None, 1e-4, ())
+
+
+@pytest.mark.parametrize("preset", TrainSRConfig.PRESETS)
+@pytest.mark.parametrize("model", TrainSRConfig.NETWORKS)
+def test_every_method_has_every_preset(model, preset):
+    config = parse(TrainSRConfig, [*SR, "--model", model, "--preset", preset], "job")
+    assert build(TrainSRConfig, output="out", model=model, hr="hr", preset=preset) == config
+
+
+def test_paper_recipes_are_those_of_the_papers():
+    """Each from its own paper or its authors' code; the files in models/ say where."""
+
+    def recipe(model):
+        return parse(TrainSRConfig, [*SR, "--model", model], "job")
+
+    edsr = recipe("edsr")
+    assert (edsr.pixel_loss, edsr.learning_rate, edsr.max_steps, edsr.patch_size) == ("l1", 1e-4, 300_000, 192)
+    assert (edsr.edsr.size, edsr.batch_size, edsr.rotate, edsr.ema_decay) == ("baseline", 16, True, 0)
+    srcnn = recipe("srcnn")
+    assert (srcnn.optimiser.name, srcnn.optimiser.momentum, srcnn.learning_rate) == ("sgd", 0.9, 1e-4)
+    assert (srcnn.srcnn.init, srcnn.srcnn.kernels, srcnn.batch_size * srcnn.max_steps) == ("paper", (9, 5, 5), 8e8)
+    vdsr = recipe("vdsr")
+    assert (vdsr.optimiser.weight_decay, vdsr.learning_rate, vdsr.epochs, vdsr.batch_size) == (1e-4, 0.1, 80, 64)
+    assert [vdsr.optimiser.factor(epoch / 80) for epoch in (19, 20, 40, 60)] == pytest.approx([1, 0.1, 0.01, 0.001])
+    assert vdsr.optimiser.clip > 0
+    gan = recipe("srgan")
+    assert (gan.adversarial.weight, gan.adversarial.feature_scale) == (1e-3, 12.75)
+    assert (gan.adversarial.network, gan.adversarial.layer, gan.pixel_loss) == ("vgg19", "relu5_4", "l2")
+    bulat = recipe("bulat")
+    assert (bulat.adversarial.weight, bulat.adversarial.loss, bulat.adversarial.pretrain) == (0.05, "hinge", 0)
+    assert (bulat.optimiser.beta1, bulat.optimiser.beta2, bulat.batch_size, bulat.epochs) == (0, 0.9, 32, 50)
+    degrader = ["--output", "out", "--hr", "hr", "--lr", "lr", "--model", "bulat"]
+    assert parse(TrainDegraderConfig, degrader, "job").adversarial == bulat.adversarial
+
+
+def test_preset_mini_names_reduced_networks():
+    config = parse(TrainSRConfig, [*SR, "--preset", "mini"], "job")
+    assert (config.edsr.size, config.rdn.size, config.srgan.size, config.bulat.size) == ("mini",) * 4
 
 
 def test_precedence(tmp_path):
@@ -80,7 +119,13 @@ def test_resolved_yaml_can_be_read_again(tmp_path):
         (["--batch-size", "1"], "batch_size"),
         (["--seed", "-1"], "seed"),
         (["--model", "edsrr"], "edsrr"),
-        (["--scale", "5"], "multiple of scale"),
+        (["--scale", "5"], "scale 5: edsr has 2, 3, 4, 8"),
+        (["--scale", "3"], "multiple of scale"),
+        (["--model", "bulat", "--scale", "2"], "scale 2: bulat has 4"),
+        (["--adversarial.weight", "0.1"], "edsr has no discriminator"),
+        (["--lr", "lr"], "without a discriminator"),
+        (["--patch-size", "30"], "patch_size 30"),
+        (["--optimiser.decay-at", "2"], "between 0 and 1"),
         (["--workers", "3"], "multiple of 3 workers"),
         (["--attentive.window", "4"], "odd"),
         (["--pairs", "p"], "either --pairs"),

@@ -12,7 +12,7 @@ from facelab.errors import UsageError
 from facelab.evaluation import EvaluateConfig, evaluate
 from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
 
-from models import StyleVAE, build_sr
+from models import StyleVAE, build_degrader, build_sr
 from models.resize import resize
 
 
@@ -73,6 +73,31 @@ def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_
     assert torch.equal(whole[order], shuffled)
     alone, _ = d.degrade(hr[5:6], digests[5:6], 0)
     assert torch.equal(alone, whole[5:6])
+
+
+def test_classical_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_shards):
+    """No bank, no weights; each face and variant has its own draw, whoever makes it."""
+    one = synthesize(config(hr_shards, None, "classical", tmp_path / "one"))
+    three = synthesize(config(hr_shards, None, "classical", tmp_path / "three", actors=3, rows_per_shard=5))
+    assert one["data_hash"] == three["data_hash"]
+    made = rows(tmp_path / "one")
+    assert len({row["lr"] for row in made.values()}) == 120
+    assert {(row["model"], row["style_mode"], tuple(row["style_ids"])) for row in made.values()} == {
+        ("classical", "none", ())
+    }
+
+
+def test_high_to_low_needs_no_style_bank(ray_local, tmp_path, hr_shards):
+    torch.manual_seed(0)
+    place = str(tmp_path / "model")
+    model_store.save_model(place, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
+    one = synthesize(config(hr_shards, None, place, tmp_path / "one"))
+    three = synthesize(config(hr_shards, None, place, tmp_path / "three", actors=3, rows_per_shard=5))
+    assert one["data_hash"] == three["data_hash"]
+    made = rows(tmp_path / "one")
+    assert len({row["lr"] for row in made.values()}) == 120  # its noise is drawn for each variant
+    assert {row["style_mode"] for row in made.values()} == {"none"}
+    assert made["0000.png#0"]["model"].startswith("bulat@")
 
 
 def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):

@@ -24,6 +24,8 @@ from facelab.training.sr import SRStage, TrainSRConfig
 from facelab.training.stylevae import StyleVAEStage
 from safetensors.torch import load_file
 
+from models.resize import resize
+
 
 def degrader_config(hr, lr, out, **values) -> TrainDegraderConfig:
     return build(TrainDegraderConfig, **dict(preset="debug", hr=str(hr), lr=str(lr), output=str(out)) | values)
@@ -43,14 +45,15 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
         assert torch.equal(a[key], b[key]), key
 
 
-@pytest.mark.parametrize("stage", ["degrader", "sr"])
+@pytest.mark.parametrize("stage", ["stylevae", "bulat", "attentive", "srgan", "vdsr"])
 def test_resume_equals_the_uninterrupted_run(stage, tmp_path, hr_folder, lr_folder):
-    """Killed after 3 of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights."""
+    """Killed after 3 of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights. For srgan, the
+    adversarial phase begins between the checkpoint and the end."""
 
     def config(out, **values):
-        if stage == "sr":
-            return sr_config(hr_folder, out, **values)
-        return degrader_config(hr_folder, lr_folder, out, **values)
+        if stage in ("attentive", "srgan", "vdsr"):
+            return sr_config(hr_folder, out, model=stage, **values)
+        return degrader_config(hr_folder, lr_folder, out, model=stage, **values)
 
     class Dies(Notes):
         def metrics(self, step, values):
@@ -127,6 +130,126 @@ def test_switches_build_what_they_name(tmp_path, hr_folder, lr_folder):
     }
 
 
+def sr_stage(hr_folder, out, **values) -> tuple[SRStage, Update]:
+    """A stage that is ready to step, and its update."""
+    config = sr_config(hr_folder, out, **values)
+    real_lr = load_faces(config.lr, config.lr_size) if config.lr else None
+    stage = SRStage(config, load_faces(config.hr, config.hr_size), real_lr)
+    context = LocalContext(config.output, show_progress=False)
+    stage.prepare(context, config.compute)
+    return stage, Update(context, config.compute, config.optimiser.clip)
+
+
+def copies(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.named_parameters()}
+
+
+def test_srgan_has_two_phases(tmp_path, hr_folder):
+    """SRResNet on the pixel loss alone, D untouched; then perceptual and adversarial loss, both learning, Adam anew."""
+    stage, update = sr_stage(hr_folder, tmp_path, model="srgan")
+    generator, critic = stage.networks["main"], stage.networks["discriminator"]
+    before = copies(critic)
+    update.progress = 0.0
+    assert set(stage.step(0, update)) == {"loss", "gradient_norm"}
+    assert_equal(before, copies(critic))
+    update.progress = 0.9
+    first = copies(generator)
+    terms = stage.step(1, update)
+    assert {"perceptual", "adversarial", "discriminator_loss", "discriminator_real_score"} <= set(terms)
+    assert any(not torch.equal(a, b) for a, b in zip(first.values(), copies(generator).values(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before.values(), copies(critic).values(), strict=True))
+    adam = stage.optimisers["main"].state
+    assert {int(state["step"]) for state in adam.values()} == {1}  # a fresh Adam: one update of this phase
+    stage.step(2, update)
+    assert {int(state["step"]) for state in adam.values()} == {2}
+    assert stage.selection == ("psnr_rgb", "last")
+
+
+def test_the_generators_loss_is_what_it_says(tmp_path, hr_folder, lr_folder):
+    """Bulat: MSE + 0.05 of minus the mean score of super-resolved faces, of paired and, with --lr, real LR alike."""
+    stage, _ = sr_stage(hr_folder, tmp_path, model="bulat", lr=str(lr_folder))
+    network, critic = stage.networks["main"], stage.networks["discriminator"]
+    lr, hr = stage._batch(0)
+    real_lr = stage._real_lr(0)
+    terms = stage.objective(lr, hr, real_lr, True)
+    assert len(terms["fake"]) == len(lr) + len(real_lr)
+    torch.testing.assert_close(terms["pixel"], (network(lr) - hr).square().mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(terms["loss"], terms["pixel"] + 0.05 * terms["adversarial"])
+    expected = -critic(torch.cat([network(lr), network(real_lr)])).mean()
+    torch.testing.assert_close(terms["adversarial"], expected, rtol=0.05, atol=0.01)  # spectral norm iterates
+    assert all(p.requires_grad for p in critic.parameters())
+
+
+def test_a_generators_update_leaves_the_discriminator_alone(tmp_path, hr_folder):
+    """The generator's gradients go through D, but D's own come from D's loss only."""
+    stage, update = sr_stage(hr_folder, tmp_path, model="bulat")
+    critic = stage.networks["discriminator"]
+    critic.requires_grad_(False)
+    terms = update.forward(stage.objective, *stage._batch(0), None, True)
+    terms["loss"].backward()
+    assert all(p.grad is None for p in critic.parameters())
+    assert all(p.grad is not None for p in stage.networks["main"].parameters())
+
+
+def test_gradients_are_clipped_to_theta_over_the_learning_rate(tmp_path, hr_folder):
+    stage, update = sr_stage(hr_folder, tmp_path, model="vdsr", optimiser={"clip": 1e-4}, learning_rate=0.1)
+    update.clip = 1e-4
+    stage.step(0, update)
+    gradients = torch.cat([p.grad.flatten() for p in stage.networks["main"].parameters()])
+    assert float(gradients.abs().max()) == pytest.approx(1e-4 / 0.1)
+
+
+@pytest.mark.parametrize("model", ["srcnn", "vdsr"])
+def test_luma_networks_are_judged_on_luma(tmp_path, hr_folder, model):
+    """Half the sum of squares of Y in [0, 1] per image for Caffe's loss; colour, which they cannot mend, does not count."""
+    stage, _ = sr_stage(hr_folder, tmp_path, model=model, pixel_loss="sse")
+    lr, hr = stage._batch(0)
+    sr = stage.networks["main"](lr)
+    weights = torch.tensor([65.481, 128.553, 24.966])[:, None, None] / 219
+    y = ((sr - hr) / 2 * weights).sum(1)
+    torch.testing.assert_close(stage.objective(lr, hr)["loss"], 0.5 * y.square().sum() / len(y), rtol=1e-4, atol=1e-5)
+
+
+def test_patches_of_hr_and_lr_show_the_same_place(tmp_path, hr_folder):
+    stage, _ = sr_stage(hr_folder, tmp_path, patch_size=32, rotate=True)
+    lr, hr = stage._batch(0)
+    assert (lr.shape[-2:], hr.shape[-2:]) == ((8, 8), (32, 32))
+    inner = slice(2, -2)  # at its border, a resized patch differs from a patch of the resized face
+    again = resize(hr, 8)
+    assert (again - lr)[..., inner, inner].abs().mean() < 0.02
+    assert (again - lr.flip(-1))[..., inner, inner].abs().mean() > 0.05
+
+
+def test_training_starts_from_another_scale(tmp_path, hr_folder, capsys):
+    """EDSR x4 from x2, as its authors train it: body and head come along, the second upsampling is fresh."""
+    run_training(sr_config(hr_folder, tmp_path / "x2", model="edsr", scale=2), Notes)
+    config = sr_config(hr_folder, tmp_path / "x4", model="edsr", init_from=str(tmp_path / "x2"))
+    own = SRStage(config, load_faces(config.hr, 64)).networks["main"].state_dict()
+    given = weights_of(tmp_path / "x2")
+    assert "fresh are upsampler.2.bias, upsampler.2.weight" in capsys.readouterr().out
+    assert all(torch.equal(own[name], value) for name, value in given.items())
+    with pytest.raises(UsageError, match="is a edsr model"):
+        run_training(sr_config(hr_folder, tmp_path / "x", model="rdn", init_from=str(tmp_path / "x2")), Notes)
+
+
+@pytest.mark.parametrize("model", TrainSRConfig.NETWORKS)
+def test_every_method_trains_and_can_be_loaded(tmp_path, hr_folder, model):
+    notes = Notes()
+    summary = run_training(sr_config(hr_folder, tmp_path, model=model), lambda: notes)
+    assert summary["steps"] == 4
+    assert len(notes.values["train/loss"]) == 4
+    loaded = model_store.load_model(str(tmp_path), "sr")
+    assert (loaded.name, loaded.digest) == (model, summary["model_sha256"])
+
+
+@pytest.mark.parametrize("model", ["stylevae", "bulat"])
+def test_compiling_without_a_compiler_is_said_and_survived(tmp_path, hr_folder, lr_folder, monkeypatch, capsys, model):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = degrader_config(hr_folder, lr_folder, tmp_path, model=model, compute={"compile": True}, max_steps=1)
+    assert run_training(config, Notes)["steps"] == 1
+    assert "running uncompiled" in capsys.readouterr().err
+
+
 def test_damaged_checkpoints_are_refused(tmp_path, hr_folder):
     """A truncated checkpoint is passed over for the one before; when none is whole, the run does not start anew."""
     run_training(sr_config(hr_folder, tmp_path, checkpoint_every=2), Notes)
@@ -149,7 +272,9 @@ def test_resume_takes_the_new_learning_rate_and_no_other_network(tmp_path, hr_fo
     run_training(sr_config(hr_folder, tmp_path), Notes)
     run_training(sr_config(hr_folder, tmp_path, resume=True, max_steps=5, learning_rate=3e-5), Notes)
     after = checkpoint.newest(str(tmp_path / "checkpoints"))
-    assert after.optimisers["main"]["param_groups"][0]["lr"] == 3e-5
+    group = after.optimisers["main"]["param_groups"][0]
+    assert group["initial_lr"] == 3e-5
+    assert group["lr"] == pytest.approx(3e-5 * 0.25)  # 4 of 5 updates done, the rate was halved at 0.5 and 0.75
     with pytest.raises(UsageError, match="another network"):
         run_training(sr_config(hr_folder, tmp_path, resume=True, max_steps=6, model="edsr"), Notes)
 
@@ -193,6 +318,18 @@ def test_two_workers_train_the_stylevae_and_go_on_from_another_kind(ray_local, t
     state = checkpoint.newest(str(tmp_path / "checkpoints"))
     assert (state.step, state.segment) == (5, 2)
     assert all(torch.isfinite(value).all() for value in state.networks.values())
+
+
+def test_two_workers_train_a_gan(ray_local, tmp_path, hr_folder, lr_folder):
+    """Generator and discriminator are both wrapped for two workers; both phases of srgan, and High-to-Low."""
+    run_training(sr_config(hr_folder, tmp_path / "sr", model="srgan", workers=2), Notes)
+    run_training(degrader_config(hr_folder, lr_folder, tmp_path / "d", model="bulat", workers=2), Notes)
+    for name in ("sr", "d"):
+        state = checkpoint.newest(str(tmp_path / name / "checkpoints"))
+        assert state.step == 4
+        assert all(torch.isfinite(value.float()).all() for value in state.networks.values())
+        assert any(key.startswith("networks.discriminator.") for key in state.networks)
+        assert set(state.optimisers) == {"main", "discriminator"}
 
 
 def test_two_workers_hand_back_usage_errors(ray_local, tmp_path, hr_folder):

@@ -90,7 +90,7 @@ class TrainConfig(JobConfig):
     @classmethod
     def preset_options(cls, preset: str, values: dict[str, Any]) -> dict[str, Any]:
         """The recipe of the chosen network, below the preset: its authors' for `paper`, the small one for others."""
-        network = cls.NETWORKS.get(str(values.get("model", cls.model_fields["model"].default)))
+        network = cls.NETWORKS.get(str(values.get("model") or cls.model_fields["model"].default))
         if network is None:
             return super().preset_options(preset, values)
         recipe: Recipe = network.paper_recipe if preset == "paper" else network.mini_recipe

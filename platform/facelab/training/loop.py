@@ -92,7 +92,7 @@ class Update:
         norm = torch.nn.utils.get_total_norm(gradients)
         finite = (torch.isfinite(terms["loss"]) & torch.isfinite(norm)).float()
         if float(self.context.mean(finite.detach())) < 1:
-            values = ", ".join(f"{name} {float(value):.4g}" for name, value in terms.items())
+            values = ", ".join(f"{name} {float(value.detach()):.4g}" for name, value in terms.items())
             raise NonFiniteLoss(
                 f"non-finite loss or gradient at step {self.step} ({values}; gradient norm {float(norm):.4g}): the "
                 "update was not made; the last checkpoint is whole: lower --learning-rate and --resume"
