@@ -85,7 +85,9 @@ class AttentiveSR(SRNetwork):
     Config = AttentiveConfig
     scales = (2, 3, 4, 8)
     paper_recipe = Recipe(epochs=50, learning_rate=1e-4, pixel_loss="l1")  # § 4.1: Adam, constant rate
-    mini_recipe = Recipe(max_steps=600, learning_rate=1e-3, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75)))
+    mini_recipe = Recipe(
+        max_steps=600, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75))
+    )
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

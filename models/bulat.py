@@ -72,7 +72,9 @@ class HighToLow(DegraderNetwork):
     paper_recipe = Recipe(
         epochs=50, batch_size=32, learning_rate=1e-4, ema_decay=0.0, optimiser=_OPTIMISER, adversarial=_ADVERSARIAL
     )
-    mini_recipe = Recipe(epochs=100, max_steps=400, learning_rate=2e-4, optimiser=_OPTIMISER, adversarial=_ADVERSARIAL)
+    mini_recipe = Recipe(
+        epochs=100, max_steps=400, learning_rate=2e-4, ema_decay=0.0, optimiser=_OPTIMISER, adversarial=_ADVERSARIAL
+    )
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)
@@ -126,7 +128,12 @@ class LowToHigh(SRNetwork):
         adversarial=_ADVERSARIAL,
     )  # fmt: skip
     mini_recipe = Recipe(
-        max_steps=500, learning_rate=5e-4, pixel_loss="l2", optimiser=_OPTIMISER, adversarial=_ADVERSARIAL
+        max_steps=500,
+        learning_rate=5e-4,
+        ema_decay=0.0,
+        pixel_loss="l2",
+        optimiser=_OPTIMISER,
+        adversarial=_ADVERSARIAL,
     )
 
     def __init__(self, scale: int = 4, **options):

@@ -52,7 +52,9 @@ class EDSR(SRNetwork):
         max_steps=300_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l1", patch_size=192,
         rotate=True, optimiser=Optimiser(decay_at=(2 / 3,)),
     )  # fmt: skip
-    mini_recipe = Recipe(max_steps=1200, learning_rate=1e-3, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75)))
+    mini_recipe = Recipe(
+        max_steps=1200, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75))
+    )
     mean: torch.Tensor
 
     def __init__(self, scale: int = 4, **options):

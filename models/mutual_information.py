@@ -36,22 +36,28 @@ def derangement(count: int, generator: torch.Generator | None = None) -> torch.T
 class StatisticsNetwork(nn.Module):
     """T_θ of Eq. 5 (the paper's "static" network is MINE's *statistics* network): image pairs -> scores.
 
-    (B, 3, h, w) and (B, 3, h, w) in [-1, 1] -> (B,).
+    (B, 3, h, w) and (B, 3, h, w) in [-1, 1] -> (B,). The paper gives no layers. Faces differ within a pair and only
+    their style is common, so each image is described by the mean and spread over positions of a few shared
+    convolutions; then MINE's three dense layers of 100 with ELU score the two descriptions and their difference.
     """
 
     def __init__(self, channels: int = 32):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Conv2d(6, channels, 3, stride=2, padding=1),
+            nn.Conv2d(3, channels, 3, padding=1),
             nn.ELU(),
-            nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1),
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1),
             nn.ELU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(8 * channels, 100),
-            nn.ELU(),
-            nn.Linear(100, 1),
+        )
+        self.score = nn.Sequential(
+            nn.Linear(6 * channels, 100), nn.ELU(), nn.Linear(100, 100), nn.ELU(), nn.Linear(100, 1)
         )
 
     def forward(self, real_lr: torch.Tensor, generated_lr: torch.Tensor) -> torch.Tensor:
-        return self.layers(torch.cat([real_lr, generated_lr], dim=1)).squeeze(1)
+        a, b = self._describe(real_lr), self._describe(generated_lr)
+        return self.score(torch.cat([a, b, (a - b).square()], dim=1)).squeeze(1)
+
+    def _describe(self, images: torch.Tensor) -> torch.Tensor:
+        """(B, 3, h, w) -> (B, 2·channels)."""
+        variance, mean = torch.var_mean(at_least_float32(self.layers(images)), dim=(2, 3), correction=0)
+        return torch.cat([mean, (variance + 1e-5).sqrt()], dim=1)

@@ -55,7 +55,11 @@ class RDN(SRNetwork):
         rotate=True, optimiser=Optimiser(decay_at=(0.2, 0.4, 0.6, 0.8)),
     )  # fmt: skip
     mini_recipe = Recipe(
-        max_steps=800, learning_rate=1e-3, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8))
+        max_steps=800,
+        learning_rate=1e-3,
+        ema_decay=0.98,
+        pixel_loss="l1",
+        optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8)),
     )
 
     def __init__(self, scale: int = 4, **options):

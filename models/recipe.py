@@ -75,7 +75,7 @@ class Recipe:
     learning_rate: float = 1e-4
     """At the start."""
     ema_decay: float | None = None
-    """Moving average of the weights; None: the job's default. 0: none, as in all the compared methods' papers."""
+    """Moving average of the weights; None: the job's default; 0: none, as in the papers of the compared methods."""
     pixel_loss: Literal["l1", "l2", "sse"] | None = None
     """l1, l2: mean over pixels; sse: half the sum of squares of an image, averaged over the batch (Caffe's Euclidean
     loss, which the learning rates of SRCNN and VDSR presume)."""

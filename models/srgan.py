@@ -61,8 +61,8 @@ class SRGAN(SRNetwork):
     )  # fmt: skip
     # Two thirds of pre-training, and MobileNetV2 features, which come from PyPI, divided by their RMS.
     mini_recipe = Recipe(
-        max_steps=1200, learning_rate=1e-3, pixel_loss="l2",
-        optimiser=Optimiser(decay_at=(2 / 3, 5 / 6), decay=0.3),
+        max_steps=900, learning_rate=1e-3, ema_decay=0.0, pixel_loss="l2",
+        optimiser=Optimiser(decay_at=(2 / 3,), decay=0.1),
         adversarial=Adversarial(
             weight=1e-3, pretrain=2 / 3, perceptual_weight=1.0, network="mobilenet_v2", layer="block3", feature_scale=0
         ),

@@ -146,7 +146,7 @@ class StyleVAE(DegraderNetwork):
     scales = (2, 4, 8)
     uses_style = True
     paper_recipe = Recipe(epochs=10, learning_rate=1e-4)  # § 4.1: Adam (0.9, 0.999), constant rate
-    mini_recipe = Recipe(epochs=100, max_steps=400, learning_rate=1e-3)
+    mini_recipe = Recipe(epochs=100, max_steps=400, learning_rate=1e-3, ema_decay=0.98)
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

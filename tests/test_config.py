@@ -86,7 +86,8 @@ def test_precedence(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("batch_size: 8\nlearning_rate: 0.5\nattentive: {window: 3}\n")
     config = parse(TrainSRConfig, [*SR, "--preset", "debug", "--config", str(file), "--learning-rate", "0.25"], "job")
-    assert config.ema_decay == 0.999  # default
+    assert config.keep_checkpoints == 2  # default
+    assert config.ema_decay == 0.98  # the small recipe beside the network
     assert config.max_steps == 4  # preset
     assert config.batch_size == 8  # YAML over preset
     assert config.learning_rate == 0.25  # command line over YAML

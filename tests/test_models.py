@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchvision.models import mobilenet_v2, vgg16, vgg19
 
+from benchmarks.attention import Largest
 from models import DEGRADERS, SR_MODELS, StyleVAE, build_degrader, build_sr, bulat, gram_matrix, kl_divergence, srgan
 from models.adain import adaptive_instance_norm
 from models.attention import GlobalAttention, global_attention, local_attention
@@ -152,18 +151,6 @@ def test_global_attention_by_definition(size, inner, channels):
     beta = s.softmax(dim=1)  # over i: for each output position j
     reference = torch.einsum("bij,bci->bcj", beta, v.flatten(2)).reshape(v.shape)
     torch.testing.assert_close(global_attention(q, k, v), reference, rtol=1e-5, atol=1e-5)
-
-
-class Largest(TorchDispatchMode):
-    """The most elements that any tensor had, forward and backward."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return result
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

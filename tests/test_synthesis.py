@@ -110,7 +110,7 @@ def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):
 
 def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, degrader):
     with pytest.raises(UsageError, match="needs --lr"):
-        config(hr_folder, None, degrader, tmp_path)
+        synthesize(config(hr_folder, None, degrader, tmp_path / "none"))
     with pytest.raises(UsageError, match="trained for --hr-size 64"):
         synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", hr_size=32))
     with pytest.raises(UsageError, match="CPUs"):

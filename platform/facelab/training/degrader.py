@@ -95,7 +95,6 @@ class TrainDegraderConfig(TrainConfig):
         # otherwise and y_LR is a bicubic image. λ1 and λ3 are small because here KL and MI come in nats beside losses
         # below 1; at step 0 both are near 0 by construction, so no weight could make them comparable there.
         "demo": {
-            "ema_decay": 0.98,
             "bulat.size": "mini",
             "stylevae.channels": 48,
             "stylevae.content_skip": True,

@@ -39,9 +39,9 @@ from models.srgan import SRGANConfig
 from models.vdsr import VDSRConfig
 
 _MINI = {  # reduced variants of the published networks, for machines where those take days
-    "ema_decay": 0.99,
     "srcnn.init": "he",
     "vdsr.layers": 8,
+    "vdsr.channels": 32,
     "srgan.size": "mini",
     "edsr.size": "mini",
     "rdn.size": "mini",
@@ -61,7 +61,6 @@ class TrainSRConfig(TrainConfig):
         | {
             "max_steps": 4,
             "batch_size": 4,
-            "ema_decay": 0.999,
             "vdsr.layers": 3,
             "attentive.channels": 16,
             "attentive.global_blocks": 1,
@@ -71,7 +70,6 @@ class TrainSRConfig(TrainConfig):
         "demo": _MINI
         | {
             "max_steps": 150,
-            "ema_decay": 0.98,
             "attentive.global_blocks": 2,
             "attentive.local_blocks": 2,
             "attentive.window": 5,

@@ -1,0 +1,100 @@
+"""Parameters, FLOPs and the time of a training step of every network: the table of docs/models.md.
+
+    python -m benchmarks.model_costs [--steps]
+
+FLOPs are of one face, forward, counted by torch: convolutions, matrix products and global attention, two a multiply-
+add; what is element-wise, and so local attention, is left out. `--steps` adds seconds of a training step of 16 faces at
+16 -> 64 (64 -> 16) on this machine.
+"""
+
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from models import SR_MODELS, build_degrader, build_sr
+
+SR = [
+    ("bicubic", {}),
+    ("srcnn", {}),
+    ("vdsr", {}),
+    ("vdsr", {"layers": 8, "channels": 32}),
+    ("srgan", {}),
+    ("srgan", {"size": "mini"}),
+    ("edsr", {"size": "full"}),
+    ("edsr", {}),
+    ("edsr", {"size": "mini"}),
+    ("rdn", {}),
+    ("rdn", {"size": "mini"}),
+    ("bulat", {}),
+    ("bulat", {"size": "mini"}),
+    ("attentive", {}),
+    ("attentive", {"channels": 32, "global_blocks": 4, "local_blocks": 4}),
+]
+DEGRADERS = [
+    ("stylevae", {"channels": 128, "blocks": 6, "style_dim": 64}),
+    ("stylevae", {"channels": 48}),
+    ("bulat", {}),
+    ("bulat", {"size": "mini"}),
+]
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _attention_on_cpu(query, key, value, *args, out_shape=None, **kwargs) -> int:
+    return sdpa_flop_count(query, key, value)  # torch counts the GPU kernels only
+
+
+@torch.no_grad()
+def flops(network: nn.Module, images: torch.Tensor) -> int:
+    cpu_kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={cpu_kernel: _attention_on_cpu}) as counter:
+        network(images)
+    return counter.get_total_flops()
+
+
+class Degrade(nn.Module):
+    """A degrader's `degrade` in its prior's style, as a plain forward."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, hr: torch.Tensor) -> torch.Tensor:
+        return self.network.degrade(hr, torch.randn(len(hr), self.network.noise_dim, device=hr.device))
+
+
+def training_step(network: nn.Module, size: int, batch: int = 16, repeats: int = 3) -> float:
+    """Median seconds of forward and backward of `batch` images of `size` px."""
+    inputs = torch.rand(batch, 3, size, size) * 2 - 1
+    seconds = []
+    for _ in range(repeats + 1):  # the first one warms up
+        began = time.perf_counter()
+        network(inputs).square().mean().backward()
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[repeats // 2]
+
+
+def main() -> None:
+    timed = "--steps" in sys.argv
+    print("| network | parameters | GFLOP 16→64 | GFLOP 32→128 |" + (" step of 16, s |" if timed else ""))
+    print("|---|---|---|---|" + ("---|" if timed else ""))
+    for kind, entries in (("sr", SR), ("degrader", DEGRADERS)):
+        for name, options in entries:
+            network = build_sr(name, 4, **options) if kind == "sr" else Degrade(build_degrader(name, 4, **options))
+            sizes = (16, 32) if kind == "sr" else (64, 128)
+            giga = [flops(network.eval(), torch.zeros(1, 3, side, side)) / 1e9 for side in sizes]
+            label = f"{name} {kind if name == 'bulat' else ''} {' '.join(f'{k}={v}' for k, v in options.items())}"
+            row = f"| {' '.join(label.split())} | {parameters(network):,} | {giga[0]:.3g} | {giga[1]:.3g} |"
+            if timed and parameters(network):
+                row += f" {training_step(network.train(), sizes[0]):.2f} |"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    assert {name for name, _ in SR} == set(SR_MODELS)
+    main()
