@@ -51,7 +51,7 @@ class HighToLowConfig:
     """Size of the degrading generator and of its discriminator."""
 
     size: Literal["mini", "paper"] = "paper"
-    """paper: 96 to 512 channels; mini (ours): a quarter of every width."""
+    """paper: 96 to 512 channels; mini (ours): a quarter of them, and an eighth of the discriminator's."""
 
     def __post_init__(self):
         _check_size("bulat", self.size)
@@ -103,7 +103,7 @@ class HighToLow(DegraderNetwork):
         return self.tail(self.up(self.down(self.head(torch.cat([hr, planes], dim=1)))))
 
     def discriminator(self, size: int) -> nn.Module:
-        return Discriminator(size, _divisor(self.config.size))
+        return Discriminator(size, 1 if self.config.size == "paper" else 8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class LowToHighConfig:
     """Size of the super-resolving generator and of its discriminator."""
 
     size: Literal["mini", "paper"] = "paper"
-    """paper: 12 blocks x 256, 3 x 128; mini (ours): 3 blocks x 64, 1 x 32."""
+    """paper: 12 blocks x 256, 3 x 128; mini (ours): 3 x 64, 1 x 32, and an eighth of the discriminator's width."""
 
     def __post_init__(self):
         _check_size("bulat", self.size)
@@ -128,7 +128,7 @@ class LowToHigh(SRNetwork):
         adversarial=_ADVERSARIAL,
     )  # fmt: skip
     mini_recipe = Recipe(
-        max_steps=500,
+        max_steps=400,
         learning_rate=5e-4,
         ema_decay=0.0,
         pixel_loss="l2",
@@ -163,7 +163,7 @@ class LowToHigh(SRNetwork):
         return self.tail(x)
 
     def discriminator(self, size: int) -> nn.Module:
-        return Discriminator(size, _divisor(self.config.size))
+        return Discriminator(size, 1 if self.config.size == "paper" else 8)
 
 
 class _Upsample(nn.Sequential):

@@ -55,7 +55,7 @@ class RDN(SRNetwork):
         rotate=True, optimiser=Optimiser(decay_at=(0.2, 0.4, 0.6, 0.8)),
     )  # fmt: skip
     mini_recipe = Recipe(
-        max_steps=800,
+        max_steps=600,
         learning_rate=1e-3,
         ema_decay=0.98,
         pixel_loss="l1",

@@ -42,7 +42,7 @@ class SRCNN(LumaSR):
         patch_size=32, optimiser=Optimiser(name="sgd"),
     )  # fmt: skip
     # Adam and He's initialisation, as in yjn870/SRCNN-pytorch: the paper's SGD does not get off the ground in minutes.
-    mini_recipe = Recipe(max_steps=1500, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l2")
+    mini_recipe = Recipe(max_steps=1000, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l2")
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

@@ -13,11 +13,12 @@ from conftest import write_faces
 from facelab import storage
 from facelab.config import build
 from facelab.data import shards
+from facelab.data.classical import degrade_classically
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.nuisance import degrade
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.sample_faces import sample_face
-from facelab.data.sampler import batch_indices, flips
+from facelab.data.sampler import batch_indices, cropped, draws, mirrored, turned
 from facelab.errors import UsageError
 from facelab.images import BadImage, decode, encode_png, training_image
 from PIL import Image
@@ -179,8 +180,47 @@ def test_ranks_share_one_global_batch(world):
     whole = batch_indices(50, 8, 3, seed=1, stream="hr")
     parts = [batch_indices(50, 8, 3, seed=1, stream="hr", rank=r, world_size=world) for r in range(world)]
     assert sorted(torch.cat(parts).tolist()) == sorted(whole.tolist())
-    mirrored = [flips(8, 3, seed=1, rank=r, world_size=world) for r in range(world)]
-    assert torch.equal(torch.stack(mirrored, 1).flatten(), flips(8, 3, seed=1))
+    parts = [draws("flip", 8, 3, seed=1, rank=r, world_size=world) for r in range(world)]
+    assert torch.equal(torch.stack(parts, 1).flatten(), draws("flip", 8, 3, seed=1))
+    assert not torch.equal(draws("flip", 8, 3, seed=1), draws("turn", 8, 3, seed=1))
+
+
+def test_augmentation_by_definition():
+    images = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4)
+    assert torch.equal(mirrored(images, torch.tensor([0.2, 0.7])), torch.stack([images[0].flip(2), images[1]]))
+    assert torch.equal(turned(images, torch.tensor([0.1, 0.6])), torch.stack([images[0], images[1].flip(1).flip(2)]))
+    assert torch.equal(turned(images, torch.tensor([0.3, 0.3]))[0], images[0].transpose(1, 2).flip(1))
+
+
+def test_crops_of_a_pair_show_the_same_place():
+    """LR is a fourth of HR by average: the crop of the one is that of the other; every corner is reached, none beyond."""
+    hr = torch.rand(300, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    lr = torch.nn.functional.avg_pool2d(hr, 4)
+    place = (draws("top", 300, 0, seed=0), draws("left", 300, 0, seed=0))
+    small, large = cropped(lr, 4, place), cropped(hr, 16, place, grid=4)
+    torch.testing.assert_close(torch.nn.functional.avg_pool2d(large, 4), small)
+    corners = {tuple(c) for c in zip(*((d * 3).long().tolist() for d in place), strict=True)}
+    assert len(corners) == 9
+
+
+def test_classical_degradation_is_seeded_varied_and_keeps_the_face():
+    """Draws differ and depend on the generator alone; on average they are nearer to this face's bicubic LR than to that of
+    any other of ten faces, by a factor of 1.5; sizes that are no square are kept."""
+    face = sample_face(0, 1, 64)
+
+    def draw(seed: int) -> np.ndarray:
+        return degrade_classically(face, 4, np.random.default_rng(seed))
+
+    assert np.array_equal(draw(3), draw(3))
+    many = np.stack([draw(seed) for seed in range(60)]).astype(float)
+    assert many.shape == (60, 16, 16, 3)
+    apart = np.abs(many[:, None] - many[None]).mean(axis=(2, 3, 4))
+    assert apart[~np.eye(60, dtype=bool)].min() > 1
+    faces = torch.stack([torch.from_numpy(sample_face(0, i, 64)).permute(2, 0, 1) for i in range(1, 11)])
+    bicubic = resize(faces, 16).permute(0, 2, 3, 1).numpy()
+    distances = np.abs(many.mean(axis=0) - bicubic).mean(axis=(1, 2, 3))
+    assert 1.5 * distances[0] < distances[1:].min()
+    assert degrade_classically(face[:48], 2, np.random.default_rng(0)).shape == (24, 32, 3)
 
 
 def test_sample_faces_are_seeded_and_varied():

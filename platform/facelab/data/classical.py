@@ -64,7 +64,8 @@ def _quantised(image: np.ndarray) -> np.ndarray:
 def _round(image: np.ndarray, order: _Order, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Blur, resize to `size` times a random factor, noise."""
     if rng.random() < order.blur:
-        image = convolve(image, _sinc_kernel(rng) if rng.random() < _SINC else _gaussian_kernel(order.sigma, rng))
+        kernel = _sinc_kernel(rng) if rng.random() < _SINC else _gaussian_kernel(order.sigma, rng)
+        image = convolve(image, kernel, border="mirror")
     low, high = order.factors
     how = rng.choice(3, p=order.resize)
     factor = (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[how]
@@ -125,4 +126,4 @@ def _sinc_kernel(rng: np.random.Generator) -> np.ndarray:
 
 
 def _last_sinc(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return convolve(image, _sinc_kernel(rng)) if rng.random() < _FINAL_SINC else image
+    return convolve(image, _sinc_kernel(rng), border="mirror") if rng.random() < _FINAL_SINC else image

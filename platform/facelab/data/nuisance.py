@@ -25,10 +25,10 @@ def degrade(face: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarra
     return jpeg(np.clip(np.rint(image), 0, 255).astype(np.uint8), quality=int(rng.integers(40, 86)))
 
 
-def convolve(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float with each channel convolved by the kernel over its sum, borders repeated."""
+def convolve(image: np.ndarray, kernel: np.ndarray, border: str = "nearest") -> np.ndarray:
+    """(H, W, 3) float, each channel convolved by the kernel over its sum; `border` is a mode of scipy.ndimage."""
     kernel = kernel / kernel.sum()
-    return np.stack([ndimage.convolve(image[..., c], kernel, mode="nearest") for c in range(3)], axis=-1)
+    return np.stack([ndimage.convolve(image[..., c], kernel, mode=border) for c in range(3)], axis=-1)
 
 
 def _motion_blur(image: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndarray:

@@ -109,6 +109,19 @@ class TrainDegraderConfig(TrainConfig):
             "perceptual.selection_layer": "block1",
             "perceptual.min_size": 32,
         },
+        # The paper's network and losses at a size for two cores: no content_skip, no match_colour. λ1 is small as KL
+        # comes in nats beside losses below 1; with β = α, style and content both move.
+        "mini": {
+            "bulat.size": "mini",
+            "stylevae.channels": 48,
+            "weights.lambda_kl": 1e-3,
+            "weights.beta": 1.0,
+            "perceptual.network": "mobilenet_v2",
+            "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
+            "perceptual.content_layers": ["block1", "block3"],
+            "perceptual.selection_layer": "block1",
+            "perceptual.min_size": 32,
+        },
         # λ = (0.01, 1, 0.1), α = 1, β = 0.1 (§ 4.1) are the defaults. Widths are ours.
         "paper": {"stylevae.channels": 128, "stylevae.blocks": 6, "stylevae.style_dim": 64},
     }
