@@ -10,6 +10,7 @@ from torch import nn
 
 from models.adain import adaptive_instance_norm
 from models.network import DegraderNetwork
+from models.precision import at_least_float32
 from models.recipe import Recipe
 from models.resize import resize
 
@@ -69,7 +70,7 @@ class StyleEncoder(nn.Module):
         self.head = nn.Linear(4 * channels, 2 * style_dim)
 
     def forward(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features = self.layers(lr)
+        features = at_least_float32(self.layers(lr))
         # Mean and spread over positions: a style has no place in the image.
         pooled = torch.cat([features.mean(dim=(2, 3)), features.std(dim=(2, 3), correction=0)], dim=1)
         mu, logvar = self.head(pooled).chunk(2, dim=1)
@@ -80,9 +81,7 @@ class ContentEncoder(nn.Sequential):
     """E_HR: (B, 3, H, W) -> content code (B, C, H/scale, W/scale)."""
 
     def __init__(self, channels: int, scale: int):
-        steps = round(math.log2(scale))
-        if 2**steps != scale:
-            raise ValueError(f"stylevae halves the size step by step: scale must be a power of two, not {scale}")
+        steps = round(math.log2(scale))  # a power of two
         widths = [max(channels // 2 ** (steps - i), 8) for i in range(steps)] + [channels]
         layers: list[nn.Module] = [_conv(3, widths[0]), nn.LeakyReLU(0.2)]
         for inputs, outputs in pairwise(widths):
@@ -184,4 +183,4 @@ class StyleVAE(DegraderNetwork):
 
 def reparameterise(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """z = μ + σ ⊙ ε with ε ~ N(0, I) given as `noise` (§ 3.1)."""
-    return mu + torch.exp(0.5 * logvar) * noise
+    return mu + torch.exp(0.5 * at_least_float32(logvar)) * noise
