@@ -146,7 +146,8 @@ def copies(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_srgan_has_two_phases(tmp_path, hr_folder):
     """SRResNet on the pixel loss alone, D untouched; then perceptual and adversarial loss, both learning, Adam anew."""
-    stage, update = sr_stage(hr_folder, tmp_path, model="srgan")
+    perceptual = {"perceptual_weight": 1.0, "network": "mobilenet_v2", "layer": "block1", "feature_scale": 0}
+    stage, update = sr_stage(hr_folder, tmp_path, model="srgan", adversarial=perceptual)
     generator, critic = stage.networks["main"], stage.networks["discriminator"]
     before = copies(critic)
     update.progress = 0.0
