@@ -41,7 +41,7 @@ def test_the_stylevae_follows_style_and_keeps_content(tmp_path, real_faces, use_
         return np.array([value for _, value in notes.values[name]])
 
     style, mi, kl = curve("train/style"), curve("train/mi"), curve("train/kl")
-    assert style[-40:].mean() < 0.7 * style[:10].mean()
+    assert style[-40:].mean() < 0.7 * style[0]
     assert 0.1 < mi[-40:].mean() < math.log(config.batch_size)
     assert kl[-40:].mean() > 1
     fd, kept = curve("val/fd"), curve("val/psnr_to_bicubic")
