@@ -54,7 +54,7 @@ class HighToLowConfig:
     """paper: 96 to 512 channels; mini (ours): a quarter of them, and an eighth of the discriminator's."""
 
     def __post_init__(self):
-        _check_size("bulat", self.size)
+        _check_size(self.size)
 
 
 class HighToLow(DegraderNetwork):
@@ -114,7 +114,7 @@ class LowToHighConfig:
     """paper: 12 blocks x 256, 3 x 128; mini (ours): 3 x 64, 1 x 32, and an eighth of the discriminator's width."""
 
     def __post_init__(self):
-        _check_size("bulat", self.size)
+        _check_size(self.size)
 
 
 class LowToHigh(SRNetwork):
@@ -223,6 +223,6 @@ def _divisor(size: str) -> int:
     return 1 if size == "paper" else 4
 
 
-def _check_size(name: str, size: str) -> None:
+def _check_size(size: str) -> None:
     if size not in ("mini", "paper"):
-        raise ValueError(f"{name}.size must be mini or paper, not {size!r}")
+        raise ValueError(f"bulat.size must be mini or paper, not {size!r}")

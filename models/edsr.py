@@ -49,7 +49,7 @@ class EDSR(SRNetwork):
     # § 4.2 and EDSR-PyTorch: L1, Adam (0.9, 0.999, 1e-8), 1e-4 halved every 2e5 of 3e5 updates, batch 16, LR patches of
     # 48 px (whole faces at 16 px), flips and turns; x3 and x4 start from x2 (--init-from).
     paper_recipe = Recipe(
-        max_steps=300_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l1", patch_size=192,
+        max_steps=300_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l1", lr_patch_size=48,
         rotate=True, optimiser=Optimiser(decay_at=(2 / 3,)),
     )  # fmt: skip
     mini_recipe = Recipe(

@@ -36,6 +36,10 @@ class Network(nn.Module):
             raise ValueError(f"{type(self).__name__} has no scale {scale}, only {choices}")
         self.scale, self.config = scale, self.Config(**options)
 
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """What an optimiser takes; a method whose layers learn at different rates says so here."""
+        return [{"params": list(self.parameters()), "lr": learning_rate}]
+
     def discriminator(self, size: int) -> nn.Module:
         """What tells real images of `size` px from this network's, (B, 3, size, size) -> (B,) logits.
 

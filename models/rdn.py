@@ -51,7 +51,7 @@ class RDN(SRNetwork):
     # § 4.1 and yulunzhang/RDN: L1, Adam, 1e-4 halved every 200 of 1000 epochs of 1000 updates, batch 16, LR patches of
     # 32 px (whole faces at 16 px), flips and turns; x3 and x4 start from x2 (--init-from).
     paper_recipe = Recipe(
-        max_steps=1_000_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l1", patch_size=128,
+        max_steps=1_000_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l1", lr_patch_size=32,
         rotate=True, optimiser=Optimiser(decay_at=(0.2, 0.4, 0.6, 0.8)),
     )  # fmt: skip
     mini_recipe = Recipe(

@@ -32,6 +32,11 @@ class Optimiser:
     def __post_init__(self):
         if any(not 0 < at < 1 for at in self.decay_at):
             raise ValueError(f"optimiser.decay_at must lie between 0 and 1, not {self.decay_at}")
+        for name in ("beta1", "beta2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimiser.{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.decay <= 0 or self.weight_decay < 0 or self.clip < 0:
+            raise ValueError("optimiser.decay must be above 0, weight_decay and clip not below it")
 
     def factor(self, progress: float) -> float:
         """What the learning rate is multiplied by after `progress`, a fraction of the run."""
@@ -60,6 +65,10 @@ class Adversarial:
     def __post_init__(self):
         if not 0 <= self.pretrain < 1:
             raise ValueError(f"adversarial.pretrain must be at least 0 and below 1, not {self.pretrain}")
+        if min(self.weight, self.perceptual_weight, self.feature_scale) < 0:
+            raise ValueError("adversarial: weight, perceptual_weight and feature_scale must not be below 0")
+        if self.perceptual_weight and not self.weight:
+            raise ValueError("adversarial.perceptual_weight needs adversarial.weight: the two begin together")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +88,9 @@ class Recipe:
     pixel_loss: Literal["l1", "l2", "sse"] | None = None
     """l1, l2: mean over pixels; sse: half the sum of squares of an image, averaged over the batch (Caffe's Euclidean
     loss, which the learning rates of SRCNN and VDSR presume)."""
-    patch_size: int | None = None
-    """Side of the random crops of the sharp face, px; a face that is no larger is taken whole."""
+    lr_patch_size: int | None = None
+    """Side of the random crops of the LR face, px, and `scale` times as much of the sharp one; a face that is no larger
+    is taken whole."""
     rotate: bool | None = None
     """Also turn by multiples of 90 degrees."""
     optimiser: Optimiser = Optimiser()

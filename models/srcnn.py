@@ -35,11 +35,11 @@ class SRCNN(LumaSR):
     """
 
     Config = SRCNNConfig
-    # § 3.3: SGD of Euclidean loss with momentum 0.9, 8e8 backpropagations; § 4.1: 33x33 sub-images, here 32 so that the
-    # LR side is whole. The batch is that of cuda-convnet, the paper names none.
+    # § 3.3: SGD of Euclidean loss with momentum 0.9, 8e8 backpropagations; § 4.1: 33x33 sub-images, here 8 px of LR,
+    # which are 32 at x4. The batch is that of cuda-convnet, the paper names none.
     paper_recipe = Recipe(
         max_steps=6_250_000, batch_size=128, learning_rate=1e-4, ema_decay=0.0, pixel_loss="sse",
-        patch_size=32, optimiser=Optimiser(name="sgd"),
+        lr_patch_size=8, optimiser=Optimiser(name="sgd"),
     )  # fmt: skip
     # Adam and He's initialisation, as in yjn870/SRCNN-pytorch: the paper's SGD does not get off the ground in minutes.
     mini_recipe = Recipe(max_steps=1000, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l2")

@@ -55,7 +55,7 @@ class SRGAN(SRNetwork):
     # § 3.2: Adam with β1 0.9, batch 16, HR patches of 96 px (whole faces at 64 px). SRResNet: MSE, 1e6 updates at 1e-4.
     # SRGAN: from there, 1e5 at 1e-4 and 1e5 at 1e-5, VGG19 φ5,4 divided by 12.75, and 1e-3 of the adversarial loss.
     paper_recipe = Recipe(
-        max_steps=1_200_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l2", patch_size=96,
+        max_steps=1_200_000, learning_rate=1e-4, ema_decay=0.0, pixel_loss="l2", lr_patch_size=24,
         optimiser=Optimiser(decay_at=(11 / 12,), decay=0.1),
         adversarial=Adversarial(weight=1e-3, pretrain=10 / 12, perceptual_weight=1.0),
     )  # fmt: skip

@@ -33,9 +33,9 @@ class VDSR(LumaSR):
 
     Config = VDSRConfig
     # § 4.2–4.3: momentum 0.9, weight decay 1e-4, learning rate 0.1 divided by 10 every 20 of 80 epochs, batch 64;
-    # patches of 41 px, here 40 so that the LR side is whole. The paper gives no θ; 1e-4 is ours, see docs/models.md.
+    # patches of 41 px, here 10 px of LR, which are 40 at x4. The paper gives no θ; 1e-4 is ours, see docs/models.md.
     paper_recipe = Recipe(
-        epochs=80, batch_size=64, learning_rate=0.1, ema_decay=0.0, pixel_loss="sse", patch_size=40, rotate=True,
+        epochs=80, batch_size=64, learning_rate=0.1, ema_decay=0.0, pixel_loss="sse", lr_patch_size=10, rotate=True,
         optimiser=Optimiser(name="sgd", weight_decay=1e-4, decay_at=(0.25, 0.5, 0.75), decay=0.1, clip=1e-4),
     )  # fmt: skip
     mini_recipe = Recipe(

@@ -58,7 +58,7 @@ def test_paper_recipes_are_those_of_the_papers():
         return parse(TrainSRConfig, [*SR, "--model", model], "job")
 
     edsr = recipe("edsr")
-    assert (edsr.pixel_loss, edsr.learning_rate, edsr.max_steps, edsr.patch_size) == ("l1", 1e-4, 300_000, 192)
+    assert (edsr.pixel_loss, edsr.learning_rate, edsr.max_steps, edsr.lr_patch_size) == ("l1", 1e-4, 300_000, 48)
     assert (edsr.edsr.size, edsr.batch_size, edsr.rotate, edsr.ema_decay) == ("baseline", 16, True, 0)
     srcnn = recipe("srcnn")
     assert (srcnn.optimiser.name, srcnn.optimiser.momentum, srcnn.learning_rate) == ("sgd", 0.9, 1e-4)
@@ -75,6 +75,20 @@ def test_paper_recipes_are_those_of_the_papers():
     assert (bulat.optimiser.beta1, bulat.optimiser.beta2, bulat.batch_size, bulat.epochs) == (0, 0.9, 32, 50)
     degrader = ["--output", "out", "--hr", "hr", "--lr", "lr", "--model", "bulat"]
     assert parse(TrainDegraderConfig, degrader, "job").adversarial == bulat.adversarial
+
+
+@pytest.mark.parametrize("model", TrainSRConfig.NETWORKS)
+def test_every_method_has_its_paper_recipe_at_every_scale(model):
+    for scale in TrainSRConfig.NETWORKS[model].scales:
+        config = parse(TrainSRConfig, [*SR, "--model", model, "--scale", str(scale), "--hr-size", "192"], "job")
+        assert config.scale == scale
+
+
+def test_high_to_low_refuses_what_it_would_not_use():
+    degrader = ["--output", "out", "--hr", "hr", "--lr", "lr", "--model", "bulat"]
+    for option in (["weight", "0"], ["pretrain", "0.5"], ["perceptual-weight", "1"]):
+        with pytest.raises(UsageError, match="bulat's degrader needs a weight"):
+            parse(TrainDegraderConfig, [*degrader, f"--adversarial.{option[0]}", option[1]], "job")
 
 
 def test_preset_mini_names_reduced_networks():
@@ -125,7 +139,9 @@ def test_resolved_yaml_can_be_read_again(tmp_path):
         (["--model", "bulat", "--scale", "2"], "scale 2: bulat has 4"),
         (["--adversarial.weight", "0.1"], "edsr has no discriminator"),
         (["--lr", "lr"], "without a discriminator"),
-        (["--patch-size", "30"], "patch_size 30"),
+        (["--optimiser.beta1", "2"], "beta1 must be"),
+        (["--optimiser.decay", "0"], "decay must be above 0"),
+        (["--adversarial.perceptual-weight", "1"], "needs adversarial.weight"),
         (["--optimiser.decay-at", "2"], "between 0 and 1"),
         (["--workers", "3"], "multiple of 3 workers"),
         (["--attentive.window", "4"], "odd"),

@@ -45,10 +45,12 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
         assert torch.equal(a[key], b[key]), key
 
 
-@pytest.mark.parametrize("stage", ["stylevae", "bulat", "attentive", "srgan", "vdsr"])
-def test_resume_equals_the_uninterrupted_run(stage, tmp_path, hr_folder, lr_folder):
-    """Killed after 3 of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights. For srgan, the
-    adversarial phase begins between the checkpoint and the end."""
+@pytest.mark.parametrize(
+    ("stage", "stop"), [("stylevae", 3), ("bulat", 3), ("attentive", 3), ("srgan", 3), ("srgan", 5), ("vdsr", 3)]
+)
+def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, lr_folder):
+    """Killed after some of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights. For srgan, the
+    adversarial phase begins after step 4, so one run resumes before it and one inside it."""
 
     def config(out, **values):
         if stage in ("attentive", "srgan", "vdsr"):
@@ -57,12 +59,12 @@ def test_resume_equals_the_uninterrupted_run(stage, tmp_path, hr_folder, lr_fold
 
     class Dies(Notes):
         def metrics(self, step, values):
-            if step >= 3:  # just after the checkpoint of step 3
+            if step >= stop:  # just after the checkpoint of that step
                 raise KeyboardInterrupt
 
     run_training(config(tmp_path / "whole", max_steps=6), Notes)
     with pytest.raises(KeyboardInterrupt):
-        run_training(config(tmp_path / "parts", max_steps=6, checkpoint_every=3), Dies)
+        run_training(config(tmp_path / "parts", max_steps=6, checkpoint_every=stop), Dies)
     assert not (tmp_path / "parts" / "model").exists()
     with pytest.raises(UsageError, match="--resume"):
         run_training(config(tmp_path / "parts", max_steps=6), Notes)
@@ -182,22 +184,69 @@ def test_the_generators_loss_is_what_it_says(tmp_path, hr_folder, lr_folder):
 
 
 def test_a_generators_update_leaves_the_discriminator_alone(tmp_path, hr_folder):
-    """The generator's gradients go through D, but D's own come from D's loss only."""
+    """After the generator's update, before D's, no weight of D has a gradient; afterwards D learns again."""
     stage, update = sr_stage(hr_folder, tmp_path, model="bulat")
     critic = stage.networks["discriminator"]
-    critic.requires_grad_(False)
-    terms = update.forward(stage.objective, *stage._batch(0), None, True)
-    terms["loss"].backward()
-    assert all(p.grad is None for p in critic.parameters())
-    assert all(p.grad is not None for p in stage.networks["main"].parameters())
+    step, seen = stage.optimisers["main"].step, []
+
+    def spy():
+        seen.append([p.grad for p in critic.parameters()])
+        step()
+
+    stage.optimisers["main"].step = spy
+    stage.step(0, update)
+    assert seen == [[None] * len(list(critic.parameters()))]
+    assert all(p.grad is not None and p.requires_grad for p in critic.parameters())
+
+
+@pytest.mark.parametrize("model", ["srgan", "bulat"])
+def test_adversarial_training_in_bf16_stays_finite(tmp_path, hr_folder, model):
+    compute = {"precision": "bf16"}
+    summary = run_training(
+        sr_config(hr_folder, tmp_path, model=model, compute=compute, adversarial={"pretrain": 0}), Notes
+    )
+    assert summary["steps"] == 4
 
 
 def test_gradients_are_clipped_to_theta_over_the_learning_rate(tmp_path, hr_folder):
-    stage, update = sr_stage(hr_folder, tmp_path, model="vdsr", optimiser={"clip": 1e-4}, learning_rate=0.1)
-    update.clip = 1e-4
-    stage.step(0, update)
+    """By the loop itself: after one update with momentum, no weight moved by more than θ."""
+    options = {"clip": 1e-6, "name": "sgd", "weight_decay": 0.0}
+    stage, _ = sr_stage(hr_folder, tmp_path, model="vdsr", optimiser=options, max_steps=1)
+    before = copies(stage.networks["main"])
+    train(stage, stage.config, LocalContext(stage.config.output, show_progress=False), Notes())
+    moved = [(a - b).abs().max() for a, b in zip(before.values(), copies(stage.networks["main"]).values(), strict=True)]
+    assert float(max(moved)) == pytest.approx(1e-6, rel=0.1)
     gradients = torch.cat([p.grad.flatten() for p in stage.networks["main"].parameters()])
-    assert float(gradients.abs().max()) == pytest.approx(1e-4 / 0.1)
+    assert float(gradients.abs().max()) == pytest.approx(1e-6 / stage.config.learning_rate)
+
+
+def test_srcnns_optimiser_takes_its_two_rates(tmp_path, hr_folder):
+    stage, _ = sr_stage(hr_folder, tmp_path, model="srcnn", learning_rate=1e-4)
+    rates = [group["initial_lr"] for group in stage.optimisers["main"].param_groups]
+    assert rates == [1e-4, pytest.approx(1e-5)]
+
+
+def test_a_longer_resumed_run_stays_in_the_adversarial_phase(tmp_path, hr_folder):
+    """6 of 6 steps, then on to 30: at 6 of 30 the pre-training would not be over, but D has begun to learn."""
+    run_training(sr_config(hr_folder, tmp_path, model="srgan", max_steps=6), Notes)
+    notes = Notes()
+    run_training(sr_config(hr_folder, tmp_path, model="srgan", max_steps=30, resume=True), lambda: notes)
+    assert len(notes.values["train/discriminator_loss"]) == 24
+
+
+def test_another_optimiser_is_refused_at_resume(tmp_path, hr_folder):
+    run_training(sr_config(hr_folder, tmp_path), Notes)
+    with pytest.raises(UsageError, match="another optimiser"):
+        run_training(sr_config(hr_folder, tmp_path, resume=True, max_steps=6, optimiser={"name": "sgd"}), Notes)
+    run_training(sr_config(hr_folder, tmp_path, resume=True, max_steps=5, optimiser={"weight_decay": 0.5}), Notes)
+    group = checkpoint.newest(str(tmp_path / "checkpoints")).optimisers["main"]["param_groups"][0]
+    assert group["weight_decay"] == 0.5
+
+
+def test_real_lr_faces_are_cropped_as_pairs_are(tmp_path, hr_folder, lr_folder):
+    stage, update = sr_stage(hr_folder, tmp_path, model="bulat", lr=str(lr_folder), lr_patch_size=8)
+    assert stage._real_lr(0).shape[-2:] == (8, 8)
+    assert torch.isfinite(stage.step(0, update)["adversarial"])
 
 
 @pytest.mark.parametrize("model", ["srcnn", "vdsr"])
@@ -212,7 +261,7 @@ def test_luma_networks_are_judged_on_luma(tmp_path, hr_folder, model):
 
 
 def test_patches_of_hr_and_lr_show_the_same_place(tmp_path, hr_folder):
-    stage, _ = sr_stage(hr_folder, tmp_path, patch_size=32, rotate=True)
+    stage, _ = sr_stage(hr_folder, tmp_path, lr_patch_size=8, rotate=True)
     lr, hr = stage._batch(0)
     assert (lr.shape[-2:], hr.shape[-2:]) == ((8, 8), (32, 32))
     inner = slice(2, -2)  # at its border, a resized patch differs from a patch of the resized face
@@ -229,6 +278,11 @@ def test_training_starts_from_another_scale(tmp_path, hr_folder, capsys):
     given = weights_of(tmp_path / "x2")
     assert "fresh are upsampler.2.bias, upsampler.2.weight" in capsys.readouterr().out
     assert all(torch.equal(own[name], value) for name, value in given.items())
+    with pytest.raises(UsageError, match="has other options"):
+        sr_config_of = sr_config(
+            hr_folder, tmp_path / "y", model="edsr", edsr={"size": "baseline"}, init_from=str(tmp_path / "x2")
+        )
+        run_training(sr_config_of, Notes)
     with pytest.raises(UsageError, match="is a edsr model"):
         run_training(sr_config(hr_folder, tmp_path / "x", model="rdn", init_from=str(tmp_path / "x2")), Notes)
 

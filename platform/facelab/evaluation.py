@@ -18,7 +18,7 @@ from facelab.images import encode_png, grid
 from facelab.metrics.frechet import frechet_distance
 from facelab.metrics.psnr_ssim import psnr, ssim
 from facelab.seeding import generator_for
-from facelab.weights import resolve_weights
+from facelab.weights import build_features
 from models.features import FEATURE_NETWORKS, FeatureNetwork
 from models.resize import resize
 
@@ -44,7 +44,7 @@ class FeatureConfig(Config):
 
     def build(self) -> FeatureNetwork:
         """The network up to its layer, with resolved weights."""
-        return FeatureNetwork(self.network, (self.layer,), resolve_weights(self.network, self.weights))
+        return build_features(self.network, (self.layer,), self.weights)
 
 
 class EvaluateConfig(JobConfig):

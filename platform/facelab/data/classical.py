@@ -88,7 +88,7 @@ def _noisy(image: np.ndarray, order: _Order, rng: np.random.Generator) -> np.nda
         return image + rng.uniform(*order.gaussian) * rng.normal(size=shape)
     clean = np.clip(image, 0, 255) / 255
     if channels == 1:
-        clean = clean.mean(axis=2, keepdims=True)
+        clean = clean @ np.array([[0.299], [0.587], [0.114]])
     counts = 2 ** np.ceil(np.log2(len(np.unique(_quantised(clean * 255)))))  # as many photons as there are grey levels
     return image + rng.uniform(*order.poisson) * 255 * (rng.poisson(clean * counts) / counts - clean)
 
@@ -99,24 +99,29 @@ def _grid(radius: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _gaussian_kernel(sigma: tuple[float, float], rng: np.random.Generator) -> np.ndarray:
-    """Plain, generalised (heavier or lighter tails) or plateau-shaped; round or, rather less often, stretched."""
+    """Plain, generalised (heavier or lighter tails) or plateau-shaped; round or, less often, stretched."""
     y, x = _grid(int(rng.integers(3, 11)))
+    shape = rng.choice(3, p=[0.7, 0.15, 0.15])
     s1, angle = rng.uniform(*sigma), rng.uniform(-np.pi, np.pi)
-    s2 = s1 if rng.random() < 0.6 else rng.uniform(*sigma)
+    s2 = s1 if rng.random() < (0.45 / 0.7 if shape == 0 else 0.8) else rng.uniform(*sigma)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     distance = (u / s1) ** 2 + (v / s2) ** 2
-    shape = rng.choice(3, p=[0.7, 0.24, 0.06])
     if shape == 0:
         return np.exp(-0.5 * distance)
     if shape == 1:
-        return np.exp(-0.5 * distance ** rng.uniform(0.5, 4))
-    return 1 / (1 + distance ** rng.uniform(1, 2))
+        return np.exp(-0.5 * distance ** _exponent(0.5, 4, rng))
+    return 1 / (1 + distance ** _exponent(1, 2, rng))
 
 
-def _sinc_kernel(rng: np.random.Generator) -> np.ndarray:
-    """A circular low pass with a hard edge in frequency, which leaves ringing."""
+def _exponent(low: float, high: float, rng: np.random.Generator) -> float:
+    """Below 1 as often as above."""
+    return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
+
+
+def _sinc_kernel(rng: np.random.Generator, gentle: bool = False) -> np.ndarray:
+    """A circular low pass with a hard edge in frequency, which leaves ringing; `gentle` keeps the lower third."""
     radius = int(rng.integers(3, 11))
-    cutoff = rng.uniform(np.pi / 3 if radius < 6 else np.pi / 5, np.pi)
+    cutoff = rng.uniform(np.pi / 3 if gentle or radius < 6 else np.pi / 5, np.pi)
     y, x = _grid(radius)
     r = np.hypot(x, y)
     r[radius, radius] = 1
@@ -126,4 +131,4 @@ def _sinc_kernel(rng: np.random.Generator) -> np.ndarray:
 
 
 def _last_sinc(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return convolve(image, _sinc_kernel(rng), border="mirror") if rng.random() < _FINAL_SINC else image
+    return convolve(image, _sinc_kernel(rng, gentle=True), border="mirror") if rng.random() < _FINAL_SINC else image

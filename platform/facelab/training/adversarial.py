@@ -3,8 +3,12 @@
 import torch
 from torch import nn
 
+from facelab.errors import UsageError
+from facelab.training.config import TrainConfig
 from facelab.training.loop import Update
+from facelab.training.optimiser import build_optimiser
 from models.losses import discriminator_loss, generator_loss
+from models.network import Network
 from models.recipe import Adversarial
 
 
@@ -36,6 +40,27 @@ class DiscriminatorObjective(nn.Module):
         return {"loss": loss, "real_score": of_real.mean(), "fake_score": of_fake.mean()}
 
 
+def add_discriminator(
+    network: Network,
+    size: int,
+    config: TrainConfig,
+    networks: nn.ModuleDict,
+    optimisers: dict[str, torch.optim.Optimizer],
+) -> tuple[Opponent, DiscriminatorObjective]:
+    """Build the discriminator of a generator, for images of `size` px, and put it and its optimiser beside the others.
+
+    Raises:
+        UsageError: a size that it cannot take.
+    """
+    try:
+        discriminator = network.discriminator(size)
+    except ValueError as error:
+        raise UsageError(f"--model {config.model}: {error}") from error
+    networks["discriminator"] = discriminator
+    optimisers["discriminator"] = build_optimiser(config.optimiser, discriminator.parameters(), config.learning_rate)
+    return Opponent(discriminator, config.adversarial), DiscriminatorObjective(discriminator, config.adversarial)
+
+
 def adversarial_step(
     update: Update,
     objective: nn.Module,
@@ -45,7 +70,8 @@ def adversarial_step(
     opponent: Opponent,
     optimisers: dict[str, torch.optim.Optimizer],
 ) -> dict[str, torch.Tensor]:
-    """One update of optimisers["main"], then one of optimisers["discriminator"].
+    """One update of optimisers["main"], then one of optimisers["discriminator"]; should the second not be finite, the
+    first has been made.
 
     Args:
         objective: called with `inputs`; its terms hold the generated images as "fake".

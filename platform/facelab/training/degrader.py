@@ -19,10 +19,10 @@ from facelab.seeding import generator_for
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
 from facelab.training.optimiser import build_optimiser
-from facelab.weights import resolve_weights
+from facelab.weights import build_features
 from models import DEGRADERS, build_degrader
 from models.bulat import HighToLowConfig
-from models.features import FEATURE_NETWORKS, FeatureNetwork
+from models.features import FEATURE_NETWORKS
 from models.network import DegraderNetwork, Network
 from models.resize import resize
 from models.stylevae import StyleVAEConfig
@@ -144,7 +144,10 @@ class TrainDegraderConfig(TrainConfig):
     """Loss network of the styleVAE; its selection layer judges every degrader."""
 
     @model_validator(mode="after")
-    def _two_for_information(self):
+    def _losses_fit(self):
+        a = self.adversarial
+        if self.model == "bulat" and (not a.weight or a.pretrain or a.perceptual_weight):
+            raise ValueError("adversarial: bulat's degrader needs a weight, and has no pre-training or perceptual loss")
         if self.model == "stylevae" and self.weights.lambda_mi and self.batch_size < 2 * max(self.workers, 1):
             raise ValueError(f"batch_size {self.batch_size}: mutual information needs 2 images per worker")
         return self
@@ -183,10 +186,10 @@ class DegraderStage:
         network = build_degrader(config.model, config.scale, **vars(getattr(config, config.model)))
         self.network = network
         self.networks = nn.ModuleDict({"main": network})
-        self.optimisers = {"main": build_optimiser(config.optimiser, network.parameters(), config.learning_rate)}
+        groups = network.parameter_groups(config.learning_rate)
+        self.optimisers = {"main": build_optimiser(config.optimiser, groups, config.learning_rate)}
         p = config.perceptual
-        self.weights = resolve_weights(p.network, p.weights)
-        self.judge = FeatureNetwork(p.network, (p.selection_layer,), self.weights, p.min_size)
+        self.judge = build_features(p.network, (p.selection_layer,), p.weights, p.min_size)
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context

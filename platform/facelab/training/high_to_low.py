@@ -5,13 +5,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelab.data.faces import FaceSet
-from facelab.errors import UsageError
-from facelab.training.adversarial import DiscriminatorObjective, Opponent, adversarial_step
+from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
 from facelab.training.config import ComputeConfig, compiled
 from facelab.training.context import Context
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
 from facelab.training.loop import Update
-from facelab.training.optimiser import build_optimiser
 from models.network import DegraderNetwork
 
 
@@ -36,17 +34,9 @@ class HighToLowStage(DegraderStage):
 
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
         super().__init__(config, hr, lr)
-        try:
-            discriminator = self.network.discriminator(config.lr_size)
-        except ValueError as error:
-            raise UsageError(f"--model bulat: {error}") from error
-        self.networks["discriminator"] = discriminator
-        self.optimisers["discriminator"] = build_optimiser(
-            config.optimiser, discriminator.parameters(), config.learning_rate
-        )
-        self.opponent = Opponent(discriminator, config.adversarial)
+        self.opponent, critic = add_discriminator(self.network, config.lr_size, config, self.networks, self.optimisers)
         self.objective = HighToLowObjective(self.network, self.opponent)
-        self.critic: nn.Module = DiscriminatorObjective(discriminator, config.adversarial)
+        self.critic: nn.Module = critic
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         super().prepare(context, compute)

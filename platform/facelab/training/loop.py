@@ -226,7 +226,8 @@ def _load(state: checkpoint.Checkpoint, stage: Stage, average: AveragedModel, be
                 "started with, or another --output"
             ) from error
     for name, optimiser in stage.optimisers.items():
-        rates = [group["initial_lr"] for group in optimiser.param_groups]
-        optimiser.load_state_dict(state.optimisers[name])
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["initial_lr"] = rate  # of this run: --resume may come with another
+        groups, saved = optimiser.state_dict()["param_groups"], state.optimisers[name]
+        if [group.keys() for group in groups] != [group.keys() for group in saved["param_groups"]]:
+            raise UsageError("--resume: the checkpoint is of another optimiser: give the one it was started with")
+        # Rates and decays are of this run: --resume may come with others.
+        optimiser.load_state_dict({"state": saved["state"], "param_groups": groups})

@@ -20,6 +20,7 @@ LoggerFactory = Callable[[], Logger]
 def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFactory) -> None:
     """Build the stage, train it, and on rank 0 write OUTPUT/model and OUTPUT/training.json."""
     loud = context.rank == 0
+    logger = make_logger()  # first: it tells MLflow where the registry is, from which --init-from may come
     data: dict[str, Any]
     stage: DegraderStage | SRStage
     if isinstance(config, TrainDegraderConfig):
@@ -46,7 +47,7 @@ def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFacto
         kind = "sr"
     else:
         raise TypeError(f"no training stage for {type(config).__name__}")
-    result = train(stage, config, context, make_logger())
+    result = train(stage, config, context, logger)
     if context.rank == 0:
         place = storage.join(config.output, "model")
         digest = model_store.save_model(place, kind, config.model, result.network, config.scale, config.hr_size)

@@ -17,12 +17,12 @@ from facelab.errors import UsageError
 from facelab.images import grid, to_float
 from facelab.metrics.psnr_ssim import psnr
 from facelab.model_store import super_resolve
-from facelab.training.adversarial import DiscriminatorObjective, Opponent, adversarial_step
+from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
 from facelab.training.loop import Update
 from facelab.training.optimiser import build_optimiser
-from facelab.weights import resolve_weights
+from facelab.weights import build_features
 from models import SR_MODELS, build_sr
 from models.attentive import AttentiveConfig, AttentiveSR
 from models.bulat import LowToHighConfig
@@ -30,11 +30,10 @@ from models.edsr import EDSRConfig
 from models.features import FeatureNetwork
 from models.losses import content_loss
 from models.luma import LumaSR, luma
-from models.network import Network, SRNetwork
+from models.network import Network
 from models.rdn import RDNConfig
-from models.recipe import Adversarial
 from models.resize import resize
-from models.srcnn import SRCNN, SRCNNConfig
+from models.srcnn import SRCNNConfig
 from models.srgan import SRGANConfig
 from models.vdsr import VDSRConfig
 
@@ -95,8 +94,9 @@ class TrainSRConfig(TrainConfig):
     """A trained model of the same method to start from, also of another scale (EDSR and RDN: x4 from x2)."""
     pixel_loss: Literal["l1", "l2", "sse"] = "l1"
     """l1, l2: mean over pixels; sse: half an image's sum of squares. Of RGB in [-1, 1]; srcnn, vdsr: of Y in [0, 1]."""
-    patch_size: int | None = Field(default=None, ge=16)
-    """Side of random crops of the sharp face, px; None, or a face that is no larger: whole faces."""
+    lr_patch_size: int | None = Field(default=None, ge=4)
+    """Side of random crops of the LR face, px, and scale times as much of the sharp one; None, or a face that is no
+    larger: whole faces."""
     rotate: bool = False
     """Also turn training faces by multiples of 90 degrees."""
     perceptual_weights: Uri | None = None
@@ -122,13 +122,16 @@ class TrainSRConfig(TrainConfig):
             raise ValueError("give either --pairs (synthesised pairs) or --hr (bicubic LR)")
         if self.lr and not self.adversarial.weight:
             raise ValueError(f"lr: {self.model} is trained without a discriminator, which alone looks at real LR faces")
-        if self.patch_size and self.patch_size % self.scale:
-            raise ValueError(f"patch_size {self.patch_size} is no multiple of scale {self.scale}")
         return self
 
     def inputs(self) -> list[tuple[str, str]]:
         sources = [(self.pairs, "pairs")] if self.pairs else [(str(self.hr), "faces")]
         return sources + ([(self.lr, "faces")] if self.lr else [])
+
+    @property
+    def lr_side(self) -> int:
+        """Side of the LR images that training sees, crops or whole faces, px."""
+        return min(self.lr_patch_size or self.lr_size, self.lr_size)
 
     @property
     def network_options(self) -> dict[str, Any]:
@@ -207,17 +210,17 @@ class SRStage:
                 f"{config.hr_size} and --scale {config.scale} want {config.lr_size} -> {config.hr_size} px"
             )
         self.real_lr = None if real_lr is None else real_lr.subset("train").images
+        if self.real_lr is not None and not len(self.real_lr):
+            raise UsageError(f"{config.lr}: no face left to train on (90 % by hash of id): give more")
         self.steps_per_epoch = -(-len(self.train_hr) // config.batch_size)
         torch.manual_seed(config.seed)
         network = build_sr(config.model, config.scale, **config.network_options)
         if config.init_from:
             start_from(network, config)
         self.networks = nn.ModuleDict({"main": network})
-        parameters = (
-            network.parameter_groups(config.learning_rate) if isinstance(network, SRCNN) else network.parameters()
-        )
+        groups = network.parameter_groups(config.learning_rate)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            "main": build_optimiser(config.optimiser, parameters, config.learning_rate)
+            "main": build_optimiser(config.optimiser, groups, config.learning_rate)
         }
         pixel = PixelLoss(config.pixel_loss, on_luma=isinstance(network, LumaSR))
         self.opponent: Opponent | None = None
@@ -225,30 +228,15 @@ class SRStage:
         features = None
         if config.adversarial.weight:
             self.selection = ("psnr_rgb", "last")  # what a discriminator is for costs PSNR
-            self._add_discriminator(network)
+            side = config.scale * config.lr_side
+            self.opponent, self.critic = add_discriminator(network, side, config, self.networks, self.optimisers)
             features = self._features() if config.adversarial.perceptual_weight else None
         self.objective: nn.Module = SRObjective(network, pixel, features, self.opponent)
 
-    def _add_discriminator(self, network: SRNetwork) -> None:
-        c = self.config
-        side = c.hr_size if c.patch_size is None else min(c.patch_size, c.hr_size)
-        try:
-            discriminator = network.discriminator(side)
-        except ValueError as error:
-            raise UsageError(f"--model {c.model}: {error}") from error
-        self.networks["discriminator"] = discriminator
-        self.optimisers["discriminator"] = build_optimiser(c.optimiser, discriminator.parameters(), c.learning_rate)
-        self.opponent = Opponent(discriminator, c.adversarial)
-        self.critic = DiscriminatorObjective(discriminator, c.adversarial)
-
     def _features(self) -> FeatureNetwork:
         """The perceptual loss's, at the size of the faces."""
-        options: Adversarial = self.config.adversarial
-        weights = resolve_weights(options.network, self.config.perceptual_weights)
-        try:
-            features = FeatureNetwork(options.network, (options.layer,), weights, min_size=1)
-        except ValueError as error:
-            raise UsageError(f"--adversarial.layer: {error}") from error
+        options = self.config.adversarial
+        features = build_features(options.network, (options.layer,), self.config.perceptual_weights, min_size=1)
         if options.feature_scale:
             features.rms.fill_(options.feature_scale)
         else:
@@ -263,11 +251,17 @@ class SRStage:
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         lr, hr = self._batch(step)
-        if self.critic is None or self.opponent is None or update.progress < self.config.adversarial.pretrain:
+        # Once it has begun, it goes on: a resumed run may be longer, and its progress smaller.
+        begun = self.critic is not None and self.optimisers["discriminator"].state
+        if (
+            self.critic is None
+            or self.opponent is None
+            or not (begun or update.progress >= self.config.adversarial.pretrain)
+        ):
             terms = update.forward(self.objective, lr, hr)
             update.apply(terms, self.optimisers["main"])
             return terms
-        if not self.optimisers["discriminator"].state:  # a phase of its own begins, as if with a new Adam
+        if not begun:  # a phase of its own, as if with a new Adam
             self.optimisers["main"].state.clear()
         inputs = (lr, hr, self._real_lr(step), True)
         return adversarial_step(update, self.objective, inputs, self.critic, hr, self.opponent, self.optimisers)
@@ -280,9 +274,10 @@ class SRStage:
         indices = batch_indices(len(self.train_hr), c.batch_size, step, stream="hr", **ranks)
         hr = self.train_hr[indices]
         lr = resize(hr, c.lr_size) if self.train_lr is None else self.train_lr[indices]
-        if c.patch_size is not None and c.patch_size < c.hr_size:
-            place = (draws("top", c.batch_size, step, **ranks), draws("left", c.batch_size, step, **ranks))
-            hr, lr = cropped(hr, c.patch_size, place, c.scale), cropped(lr, c.patch_size // c.scale, place)
+        if c.lr_side < c.lr_size:
+            place = self._place("", step)
+            hr = cropped(hr, c.scale * c.lr_side, place, c.scale)
+            lr = cropped(lr, c.lr_side, place)
         flip = draws("flip", c.batch_size, step, **ranks)
         hr, lr = mirrored(hr, flip), mirrored(lr, flip)
         if c.rotate:
@@ -295,7 +290,15 @@ class SRStage:
             return None
         c = self.config
         indices = batch_indices(len(self.real_lr), c.batch_size, step, stream="real lr", **self._ranks())
-        return to_float(self.real_lr[indices].to(self.context.device))
+        real_lr = self.real_lr[indices]
+        if c.lr_side < c.lr_size:
+            real_lr = cropped(real_lr, c.lr_side, self._place("real ", step))
+        return to_float(real_lr.to(self.context.device))
+
+    def _place(self, what: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the crops of a step lie, as fractions."""
+        size, ranks = self.config.batch_size, self._ranks()
+        return draws(f"{what}top", size, step, **ranks), draws(f"{what}left", size, step, **ranks)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """psnr_rgb and psnr_y in dB on held-out faces, with the LR kind of the training set."""
@@ -314,21 +317,24 @@ class SRStage:
 
 
 def start_from(network: nn.Module, config: TrainSRConfig) -> None:
-    """Take over every weight that fits from a trained model of the same method.
+    """Take over every weight from a trained model of the same method and options; at another scale, those that fit.
 
     Raises:
-        UsageError: another method, or nothing fits.
+        UsageError: another method, or other options.
     """
     assert config.init_from is not None
     given = model_store.load_model(config.init_from, "sr")
     if given.name != config.model:
         raise UsageError(f"--init-from {config.init_from}: is a {given.name} model, not {config.model}")
+    if given.network.config != network.config:
+        raise UsageError(
+            f"--init-from {config.init_from}: has other options ({given.network.config}) than this network "
+            f"({network.config}): give the same"
+        )
     own = network.state_dict()
     fitting = {k: v for k, v in given.network.state_dict().items() if k in own and own[k].shape == v.shape}
-    if not fitting:
-        raise UsageError(f"--init-from {config.init_from}: no weight has the shape of this network's: give its options")
     network.load_state_dict(fitting, strict=False)
-    if fresh := sorted(own.keys() - fitting.keys()):
+    if fresh := sorted(own.keys() - fitting.keys()):  # the upsampler of another scale
         print(f"{config.init_from}: {len(fitting)} of {len(own)} tensors fit; fresh are {', '.join(fresh)}", flush=True)
 
 

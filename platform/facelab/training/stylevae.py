@@ -8,6 +8,7 @@ from facelab.images import to_float
 from facelab.training.degrader import DegraderStage, LossWeights, PerceptualConfig, TrainDegraderConfig
 from facelab.training.loop import Update
 from facelab.training.optimiser import build_optimiser
+from facelab.weights import build_features
 from models.features import FeatureNetwork
 from models.losses import content_loss, kl_divergence, style_loss
 from models.mutual_information import StatisticsNetwork, derangement, donsker_varadhan
@@ -84,7 +85,7 @@ class StyleVAEStage(DegraderStage):
             )
         p = config.perceptual
         layers = tuple(dict.fromkeys(p.content_layers + p.style_layers))
-        self.features = FeatureNetwork(p.network, layers, self.weights, p.min_size)
+        self.features = build_features(p.network, layers, p.weights, p.min_size)
         self.features.calibrate(to_float(self.lr.images[:256]))
         self.objective = StyleVAEObjective(self.networks, self.features, config.weights, p)
 
