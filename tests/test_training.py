@@ -278,11 +278,9 @@ def test_training_starts_from_another_scale(tmp_path, hr_folder, capsys):
     given = weights_of(tmp_path / "x2")
     assert "fresh are upsampler.2.bias, upsampler.2.weight" in capsys.readouterr().out
     assert all(torch.equal(own[name], value) for name, value in given.items())
+    values = {"model": "edsr", "edsr": {"size": "baseline"}, "init_from": str(tmp_path / "x2")}
     with pytest.raises(UsageError, match="has other options"):
-        sr_config_of = sr_config(
-            hr_folder, tmp_path / "y", model="edsr", edsr={"size": "baseline"}, init_from=str(tmp_path / "x2")
-        )
-        run_training(sr_config_of, Notes)
+        run_training(sr_config(hr_folder, tmp_path / "y", **values), Notes)
     with pytest.raises(UsageError, match="is a edsr model"):
         run_training(sr_config(hr_folder, tmp_path / "x", model="rdn", init_from=str(tmp_path / "x2")), Notes)
 
