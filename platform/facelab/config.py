@@ -52,8 +52,8 @@ class JobConfig(Config):
     output: Uri
     """Folder or s3:// prefix for config.yaml, summary.json and the job's artifacts."""
     preset: str = "paper"
-    """Named settings under the options given here: debug (seconds), demo (minutes on 2 cores), paper; trainings also have
-    mini (reduced networks)."""
+    """Named settings under the options given here: debug (seconds), demo (minutes on 2 cores), paper; trainings also
+    have mini (reduced networks)."""
     config: str | None = None
     """YAML file of options, under the command line and over the preset."""
     seed: int = Field(default=0, ge=0)

@@ -73,6 +73,14 @@ class PerceptualConfig(Config):
         return self
 
 
+_MOBILENET = {  # as loss network at 16 px, from PyPI and fast on CPUs
+    "perceptual.network": "mobilenet_v2",
+    "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
+    "perceptual.selection_layer": "block1",
+    "perceptual.min_size": 32,
+}
+
+
 class TrainDegraderConfig(TrainConfig):
     """Learn, from unpaired faces, to turn a sharp face into a realistic low-resolution one."""
 
@@ -94,7 +102,8 @@ class TrainDegraderConfig(TrainConfig):
         # Minutes on two cores, for a few hundred faces of each kind. β above α: at 16 px the content loss wins
         # otherwise and y_LR is a bicubic image. λ1 and λ3 are small because here KL and MI come in nats beside losses
         # below 1; at step 0 both are near 0 by construction, so no weight could make them comparable there.
-        "demo": {
+        "demo": _MOBILENET
+        | {
             "bulat.size": "mini",
             "stylevae.channels": 48,
             "stylevae.content_skip": True,
@@ -103,24 +112,17 @@ class TrainDegraderConfig(TrainConfig):
             "weights.lambda_mi": 1e-3,
             "weights.alpha": 0.03,
             "weights.beta": 1.0,
-            "perceptual.network": "mobilenet_v2",
-            "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
             "perceptual.content_layers": ["block3", "block6"],
-            "perceptual.selection_layer": "block1",
-            "perceptual.min_size": 32,
         },
         # The paper's network and losses at a size for two cores: no content_skip, no match_colour. λ1 is small as KL
         # comes in nats beside losses below 1; with β = α, style and content both move.
-        "mini": {
+        "mini": _MOBILENET
+        | {
             "bulat.size": "mini",
             "stylevae.channels": 48,
             "weights.lambda_kl": 1e-3,
             "weights.beta": 1.0,
-            "perceptual.network": "mobilenet_v2",
-            "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
             "perceptual.content_layers": ["block1", "block3"],
-            "perceptual.selection_layer": "block1",
-            "perceptual.min_size": 32,
         },
         # λ = (0.01, 1, 0.1), α = 1, β = 0.1 (§ 4.1) are the defaults. Widths are ours.
         "paper": {"stylevae.channels": 128, "stylevae.blocks": 6, "stylevae.style_dim": 64},
