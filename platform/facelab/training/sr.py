@@ -65,10 +65,11 @@ class TrainSRConfig(TrainConfig):
             "attentive.global_blocks": 1,
             "attentive.local_blocks": 1,
         },
-        # About a minute on two cores.
+        # About a minute on two cores; too short for a schedule.
         "demo": _MINI
         | {
             "max_steps": 150,
+            "optimiser.decay_at": [],
             "attentive.global_blocks": 2,
             "attentive.local_blocks": 2,
             "attentive.window": 5,
