@@ -90,8 +90,8 @@ def main() -> None:
             giga = [flops(network.eval(), torch.zeros(1, 3, side, side)) / 1e9 for side in sizes]
             label = f"{name} {kind if name == 'bulat' else ''} {' '.join(f'{k}={v}' for k, v in options.items())}"
             row = f"| {' '.join(label.split())} | {parameters(network):,} | {giga[0]:.3g} | {giga[1]:.3g} |"
-            if timed and parameters(network):
-                row += f" {training_step(network.train(), sizes[0]):.2f} |"
+            if timed:
+                row += f" {training_step(network.train(), sizes[0]):.2f} |" if parameters(network) else " – |"
             print(row, flush=True)
 
 
