@@ -75,29 +75,37 @@ def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_
     assert torch.equal(alone, whole[5:6])
 
 
-def test_classical_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_shards):
-    """No bank, no weights; each face and variant has its own draw, whoever makes it."""
-    one = synthesize(config(hr_shards, None, "classical", tmp_path / "one"))
-    three = synthesize(config(hr_shards, None, "classical", tmp_path / "three", actors=3, rows_per_shard=5))
-    assert one["data_hash"] == three["data_hash"]
-    made = rows(tmp_path / "one")
-    assert len({row["lr"] for row in made.values()}) == 120
-    assert {(row["model"], row["style_mode"], tuple(row["style_ids"])) for row in made.values()} == {
-        ("classical", "none", ())
-    }
-
-
-def test_high_to_low_needs_no_style_bank(ray_local, tmp_path, hr_shards):
+def test_classical_and_high_to_low_need_no_style_bank(hr_folder, tmp_path):
+    """Each face and variant has its own draw, wherever it stands in a batch."""
     torch.manual_seed(0)
     place = str(tmp_path / "model")
     model_store.save_model(place, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
-    one = synthesize(config(hr_shards, None, place, tmp_path / "one"))
-    three = synthesize(config(hr_shards, None, place, tmp_path / "three", actors=3, rows_per_shard=5))
+    faces = load_faces(str(hr_folder), 64)
+    hr, digests = faces.images[:6], faces.digests[:6]
+    for name in ("classical", place):
+        d = Degrader.load(config(hr_folder, None, name, tmp_path))
+        assert d.style_mode == "none"
+        assert d.name == "classical" or d.name.startswith("bulat@")
+        (whole, ids), (other, _) = d.degrade(hr, digests, 0), d.degrade(hr, digests, 1)
+        assert ids == [[]] * 6
+        assert not any(torch.equal(a, b) for a, b in zip(whole, other, strict=True))
+        order = torch.tensor([4, 2, 5, 0, 1, 3])
+        shuffled, _ = d.degrade(hr[order], [digests[i] for i in order], 0)
+        assert torch.equal(whole[order], shuffled)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrader_name", ["classical", "bulat"])
+def test_their_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_shards, degrader_name):
+    name = degrader_name
+    if name == "bulat":
+        torch.manual_seed(0)
+        name = str(tmp_path / "model")
+        model_store.save_model(name, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
+    one = synthesize(config(hr_shards, None, name, tmp_path / "one"))
+    three = synthesize(config(hr_shards, None, name, tmp_path / "three", actors=3, rows_per_shard=5))
     assert one["data_hash"] == three["data_hash"]
-    made = rows(tmp_path / "one")
-    assert len({row["lr"] for row in made.values()}) == 120  # its noise is drawn for each variant
-    assert {row["style_mode"] for row in made.values()} == {"none"}
-    assert made["0000.png#0"]["model"].startswith("bulat@")
+    assert len({row["lr"] for row in rows(tmp_path / "one").values()}) == 120
 
 
 def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):

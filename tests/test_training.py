@@ -46,7 +46,15 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
 
 
 @pytest.mark.parametrize(
-    ("stage", "stop"), [("stylevae", 3), ("bulat", 3), ("attentive", 3), ("srgan", 3), ("srgan", 5), ("vdsr", 3)]
+    ("stage", "stop"),
+    [
+        ("stylevae", 3),
+        ("attentive", 3),
+        ("srgan", 5),
+        pytest.param("srgan", 3, marks=pytest.mark.slow),
+        pytest.param("bulat", 3, marks=pytest.mark.slow),
+        pytest.param("vdsr", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, lr_folder):
     """Killed after some of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights. For srgan, the
@@ -199,6 +207,7 @@ def test_a_generators_update_leaves_the_discriminator_alone(tmp_path, hr_folder)
     assert all(p.grad is not None and p.requires_grad for p in critic.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["srgan", "bulat"])
 def test_adversarial_training_in_bf16_stays_finite(tmp_path, hr_folder, model):
     compute = {"precision": "bf16"}
@@ -373,6 +382,7 @@ def test_two_workers_train_the_stylevae_and_go_on_from_another_kind(ray_local, t
     assert all(torch.isfinite(value).all() for value in state.networks.values())
 
 
+@pytest.mark.slow
 def test_two_workers_train_a_gan(ray_local, tmp_path, hr_folder, lr_folder):
     """Generator and discriminator are both wrapped for two workers; both phases of srgan, and High-to-Low."""
     run_training(sr_config(hr_folder, tmp_path / "sr", model="srgan", workers=2), Notes)
