@@ -127,6 +127,7 @@ def test_sweep_nests_its_trials(ray_local, tmp_path, hr_folder, lr_folder):
     assert len({r.data.params["weights.beta"] for r in runs}) == 2
 
 
+@pytest.mark.slow
 def test_sweep_with_ray_train_workers_does_not_deadlock(ray_local, tmp_path, hr_folder, lr_folder):
     """More trials than CPUs, each with a worker of its own, some of them stopped early: whole-CPU drivers, or workers
     that outlive their trial, would wait for ever."""
