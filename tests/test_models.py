@@ -257,8 +257,9 @@ def test_discriminators_refuse_other_sizes():
 
 def test_bulats_discriminator_is_spectrally_normalised():
     """Every layer's largest singular value is 1 after power iteration, and there is no batch norm."""
+    torch.manual_seed(0)  # how fast power iteration converges depends on the weights that are drawn
     critic = bulat.Discriminator(16, width_divisor=8)
-    for _ in range(30):
+    for _ in range(300):
         critic(rand(4, 3, 16, 16))
     layers = [m for m in critic.eval().modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     assert len(layers) == 12 + 4 + 2  # six blocks of two, the four skips that change shape, two dense ones
