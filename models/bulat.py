@@ -16,6 +16,8 @@ from torch.nn.utils.parametrizations import spectral_norm
 from models.network import DegraderNetwork, SRNetwork
 from models.recipe import Adversarial, Optimiser, Recipe
 
+# What widths are divided by: the generators', and the discriminators'. "mini" is ours.
+_DIVISORS, _CRITIC_DIVISORS = {"mini": 4, "paper": 1}, {"mini": 8, "paper": 1}
 _NOISE_SIDE = 64  # the noise's map has the side of the paper's sharp faces
 
 # § 3.3 and yoon28/unpaired_face_sr: pixel (MSE) weight 1, hinge GAN weight 0.05, Adam 1e-4 with β (0, 0.9), batch 32,
@@ -78,7 +80,7 @@ class HighToLow(DegraderNetwork):
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)
-        d = _divisor(self.config.size)
+        d = _DIVISORS[self.config.size]
         down = [width // d for width in (96, 96, 128, 128, 256, 256, 512, 512)]
         self.noise = nn.Linear(self.noise_dim, _NOISE_SIDE**2)
         self.head = nn.Conv2d(4, down[0], 3, padding=1, bias=False)
@@ -103,7 +105,7 @@ class HighToLow(DegraderNetwork):
         return self.tail(self.up(self.down(self.head(torch.cat([hr, planes], dim=1)))))
 
     def discriminator(self, size: int) -> nn.Module:
-        return Discriminator(size, 1 if self.config.size == "paper" else 8)
+        return Discriminator(size, _CRITIC_DIVISORS[self.config.size])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ class LowToHighConfig:
 
 
 class LowToHigh(SRNetwork):
-    """The SR network: (B, 3, h, w) -> (B, 3, 4h, 4w), both in [-1, 1] as the authors' GEN_DEEP."""
+    """The SR network: (B, 3, h, w) -> (B, 3, 4h, 4w), both in [-1, 1]: the authors' GEN_DEEP."""
 
     Config = LowToHighConfig
     scales = (4,)
@@ -138,7 +140,7 @@ class LowToHigh(SRNetwork):
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)
-        d = _divisor(self.config.size)
+        d = _DIVISORS[self.config.size]
         wide, middle, narrow = 256 // d, 128 // d, 96 // d
         first, second = (12, 3) if self.config.size == "paper" else (3, 1)
         self.head = nn.Conv2d(3, wide, 3, padding=1, bias=False)
@@ -163,7 +165,7 @@ class LowToHigh(SRNetwork):
         return self.tail(x)
 
     def discriminator(self, size: int) -> nn.Module:
-        return Discriminator(size, 1 if self.config.size == "paper" else 8)
+        return Discriminator(size, _CRITIC_DIVISORS[self.config.size])
 
 
 class _Upsample(nn.Sequential):
@@ -219,10 +221,6 @@ class Discriminator(nn.Module):
         return self.head(self.blocks(images)).squeeze(1)
 
 
-def _divisor(size: str) -> int:
-    return 1 if size == "paper" else 4
-
-
 def _check_size(size: str) -> None:
-    if size not in ("mini", "paper"):
+    if size not in _DIVISORS:
         raise ValueError(f"bulat.size must be mini or paper, not {size!r}")

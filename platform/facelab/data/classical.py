@@ -8,11 +8,9 @@ people who had. Blurs are in px of the sharp face, as there: the constants are f
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from scipy import special
 
-from facelab.data.nuisance import convolve, jpeg
+from facelab.data.nuisance import convolve, interpolated, jpeg, quantised
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,16 @@ def degrade_classically(face: np.ndarray, scale: int, rng: np.random.Generator) 
     """(H, W, 3) uint8 -> (H/scale, W/scale, 3) uint8, by one random draw of every step."""
     low = (face.shape[0] // scale, face.shape[1] // scale)
     image = _round(face.astype(np.float64), _FIRST, (face.shape[0], face.shape[1]), rng)
-    image = jpeg(_quantised(image), int(rng.integers(*_JPEG, endpoint=True))).astype(np.float64)
+    image = jpeg(quantised(image), int(rng.integers(*_JPEG, endpoint=True))).astype(np.float64)
     image = _round(image, _SECOND, low, rng)
     # Back to the LR size with a sinc filter, before or after the second JPEG: ringing and blocks in either order.
     sinc_first = rng.random() < 0.5
     if sinc_first:
         image = _last_sinc(_resized(image, low, rng), rng)
-    image = jpeg(_quantised(image), int(rng.integers(*_JPEG, endpoint=True))).astype(np.float64)
+    image = jpeg(quantised(image), int(rng.integers(*_JPEG, endpoint=True))).astype(np.float64)
     if not sinc_first:
         image = _last_sinc(_resized(image, low, rng), rng)
-    return _quantised(image)
-
-
-def _quantised(image: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return quantised(image)
 
 
 def _round(image: np.ndarray, order: _Order, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -75,9 +69,7 @@ def _round(image: np.ndarray, order: _Order, size: tuple[int, int], rng: np.rand
 
 def _resized(image: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """By area, bilinear or bicubic interpolation without antialiasing, as OpenCV and many cameras do."""
-    mode = str(rng.choice(["area", "bilinear", "bicubic"]))
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return F.interpolate(batch, size=size, mode=mode)[0].permute(1, 2, 0).numpy()
+    return interpolated(image, size, str(rng.choice(["area", "bilinear", "bicubic"])))
 
 
 def _noisy(image: np.ndarray, order: _Order, rng: np.random.Generator) -> np.ndarray:
@@ -89,7 +81,7 @@ def _noisy(image: np.ndarray, order: _Order, rng: np.random.Generator) -> np.nda
     clean = np.clip(image, 0, 255) / 255
     if channels == 1:
         clean = clean @ np.array([[0.299], [0.587], [0.114]])
-    counts = 2 ** np.ceil(np.log2(len(np.unique(_quantised(clean * 255)))))  # as many photons as there are grey levels
+    counts = 2 ** np.ceil(np.log2(len(np.unique(quantised(clean * 255)))))  # as many photons as there are grey levels
     return image + rng.uniform(*order.poisson) * 255 * (rng.poisson(clean * counts) / counts - clean)
 
 

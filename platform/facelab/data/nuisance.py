@@ -22,7 +22,18 @@ def degrade(face: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarra
     image = _motion_blur(image, rng, scale) if rng.random() < 0.5 else _defocus(image, rng, scale)
     image = _downsample(image, scale, rng)
     image = _sensor_noise(image, rng)
-    return jpeg(np.clip(np.rint(image), 0, 255).astype(np.uint8), quality=int(rng.integers(40, 86)))
+    return jpeg(quantised(image), quality=int(rng.integers(40, 86)))
+
+
+def quantised(image: np.ndarray) -> np.ndarray:
+    """Float grey levels -> uint8, rounded and clipped."""
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def interpolated(image: np.ndarray, size: tuple[int, int], mode: str, antialias: bool = False) -> np.ndarray:
+    """(H, W, 3) float -> (*size, 3) by a mode of torch's interpolation."""
+    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+    return F.interpolate(batch, size=size, mode=mode, antialias=antialias)[0].permute(1, 2, 0).numpy()
 
 
 def convolve(image: np.ndarray, kernel: np.ndarray, border: str = "nearest") -> np.ndarray:
@@ -55,11 +66,9 @@ def _defocus(image: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndar
 
 def _downsample(image: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
     """By a box, triangle or cubic kernel, or by taking single pixels, as cheap cameras and web sites do."""
-    mode = rng.choice(["area", "bilinear", "bicubic", "nearest"], p=[0.4, 0.25, 0.2, 0.15])
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    options = {"antialias": True} if mode in ("bilinear", "bicubic") else {}
-    small = F.interpolate(batch, size=(image.shape[0] // scale, image.shape[1] // scale), mode=str(mode), **options)
-    return small[0].permute(1, 2, 0).numpy()
+    mode = str(rng.choice(["area", "bilinear", "bicubic", "nearest"], p=[0.4, 0.25, 0.2, 0.15]))
+    size = (image.shape[0] // scale, image.shape[1] // scale)
+    return interpolated(image, size, mode, antialias=mode in ("bilinear", "bicubic"))
 
 
 def _sensor_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -4,26 +4,13 @@ import torch
 from torch import nn
 
 from facelab.errors import UsageError
-from facelab.training.config import TrainConfig
+from facelab.training.config import ComputeConfig, TrainConfig, compiled
+from facelab.training.context import Context
 from facelab.training.loop import Update
 from facelab.training.optimiser import build_optimiser
 from models.losses import discriminator_loss, generator_loss
 from models.network import Network
 from models.recipe import Adversarial
-
-
-class Opponent:
-    """The discriminator as its generator's objective sees it: judged by, but not trained.
-
-    No module, so that data-parallel training of the objective leaves the discriminator's weights alone.
-    """
-
-    def __init__(self, discriminator: nn.Module, options: Adversarial):
-        self.discriminator, self.options = discriminator, options
-
-    def loss(self, fakes: torch.Tensor) -> torch.Tensor:
-        """The adversarial loss of generated images (B, 3, H, W), not weighted."""
-        return generator_loss(self.discriminator(fakes), self.options.loss)
 
 
 class DiscriminatorObjective(nn.Module):
@@ -40,13 +27,32 @@ class DiscriminatorObjective(nn.Module):
         return {"loss": loss, "real_score": of_real.mean(), "fake_score": of_fake.mean()}
 
 
+class Opponent:
+    """The discriminator of a generator: judges it in the generator's objective, and is trained by its own.
+
+    No module, so that data-parallel training of the generator's objective leaves the discriminator's weights alone.
+    """
+
+    def __init__(self, discriminator: nn.Module, options: Adversarial):
+        self.discriminator, self.options = discriminator, options
+        self.objective: nn.Module = DiscriminatorObjective(discriminator, options)
+
+    def prepare(self, context: Context, compute: ComputeConfig) -> None:
+        """Wrap the objective for device and workers."""
+        self.objective = context.prepare(compiled(self.objective, compute))
+
+    def loss(self, fakes: torch.Tensor) -> torch.Tensor:
+        """The generator's adversarial loss of its images (B, 3, H, W), not weighted."""
+        return generator_loss(self.discriminator(fakes), self.options.loss)
+
+
 def add_discriminator(
     network: Network,
     size: int,
     config: TrainConfig,
     networks: nn.ModuleDict,
     optimisers: dict[str, torch.optim.Optimizer],
-) -> tuple[Opponent, DiscriminatorObjective]:
+) -> Opponent:
     """Build the discriminator of a generator, for images of `size` px, and put it and its optimiser beside the others.
 
     Raises:
@@ -58,14 +64,13 @@ def add_discriminator(
         raise UsageError(f"--model {config.model}: {error}") from error
     networks["discriminator"] = discriminator
     optimisers["discriminator"] = build_optimiser(config.optimiser, discriminator.parameters(), config.learning_rate)
-    return Opponent(discriminator, config.adversarial), DiscriminatorObjective(discriminator, config.adversarial)
+    return Opponent(discriminator, config.adversarial)
 
 
 def adversarial_step(
     update: Update,
     objective: nn.Module,
     inputs: tuple,
-    critic: nn.Module,
     real: torch.Tensor,
     opponent: Opponent,
     optimisers: dict[str, torch.optim.Optimizer],
@@ -75,7 +80,6 @@ def adversarial_step(
 
     Args:
         objective: called with `inputs`; its terms hold the generated images as "fake".
-        critic: the DiscriminatorObjective, wrapped for training.
         real: (B, 3, H, W), what the discriminator takes for real.
 
     Returns:
@@ -86,6 +90,6 @@ def adversarial_step(
     fake = terms.pop("fake")
     update.apply(terms, optimisers["main"])
     opponent.discriminator.requires_grad_(True)
-    judged = update.forward(critic, real, fake.detach())
+    judged = update.forward(opponent.objective, real, fake.detach())
     update.apply(judged, optimisers["discriminator"])
     return terms | {f"discriminator_{name}": value for name, value in judged.items()}

@@ -6,7 +6,7 @@ from torch import nn
 
 from facelab.data.faces import FaceSet
 from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
-from facelab.training.config import ComputeConfig, compiled
+from facelab.training.config import ComputeConfig
 from facelab.training.context import Context
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
 from facelab.training.loop import Update
@@ -34,14 +34,13 @@ class HighToLowStage(DegraderStage):
 
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
         super().__init__(config, hr, lr)
-        self.opponent, critic = add_discriminator(self.network, config.lr_size, config, self.networks, self.optimisers)
+        self.opponent = add_discriminator(self.network, config.lr_size, config, self.networks, self.optimisers)
         self.objective = HighToLowObjective(self.network, self.opponent)
-        self.critic: nn.Module = critic
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         super().prepare(context, compute)
-        self.critic = context.prepare(compiled(self.critic, compute))
+        self.opponent.prepare(context, compute)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         hr, lr = self.batch(step)
-        return adversarial_step(update, self.objective, (hr,), self.critic, lr, self.opponent, self.optimisers)
+        return adversarial_step(update, self.objective, (hr,), lr, self.opponent, self.optimisers)

@@ -116,8 +116,8 @@ class TrainResult:
 
 def total_steps(stage: Stage, config: TrainConfig) -> int:
     """Updates of a whole run."""
-    by_epochs = [config.epochs * stage.steps_per_epoch] if config.epochs else []
-    return min([*by_epochs, *([config.max_steps] if config.max_steps else [])])
+    limits = (config.epochs and config.epochs * stage.steps_per_epoch, config.max_steps)
+    return min(limit for limit in limits if limit)
 
 
 def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -> TrainResult:

@@ -225,12 +225,11 @@ class SRStage:
         }
         pixel = PixelLoss(config.pixel_loss, on_luma=isinstance(network, LumaSR))
         self.opponent: Opponent | None = None
-        self.critic: nn.Module | None = None
         features = None
         if config.adversarial.weight:
             self.selection = ("psnr_rgb", "last")  # what a discriminator is for costs PSNR
             side = config.scale * config.lr_side
-            self.opponent, self.critic = add_discriminator(network, side, config, self.networks, self.optimisers)
+            self.opponent = add_discriminator(network, side, config, self.networks, self.optimisers)
             features = self._features() if config.adversarial.perceptual_weight else None
         self.objective: nn.Module = SRObjective(network, pixel, features, self.opponent)
 
@@ -247,25 +246,21 @@ class SRStage:
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context
         self.objective = context.prepare(compiled(self.objective, compute))
-        if self.critic is not None:
-            self.critic = context.prepare(compiled(self.critic, compute))
+        if self.opponent is not None:
+            self.opponent.prepare(context, compute)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         lr, hr = self._batch(step)
         # Once it has begun, it goes on: a resumed run may be longer, and its progress smaller.
-        begun = self.critic is not None and self.optimisers["discriminator"].state
-        if (
-            self.critic is None
-            or self.opponent is None
-            or not (begun or update.progress >= self.config.adversarial.pretrain)
-        ):
+        begun = self.opponent is not None and self.optimisers["discriminator"].state
+        if self.opponent is None or not (begun or update.progress >= self.config.adversarial.pretrain):
             terms = update.forward(self.objective, lr, hr)
             update.apply(terms, self.optimisers["main"])
             return terms
         if not begun:  # a phase of its own, as if with a new Adam
             self.optimisers["main"].state.clear()
         inputs = (lr, hr, self._real_lr(step), True)
-        return adversarial_step(update, self.objective, inputs, self.critic, hr, self.opponent, self.optimisers)
+        return adversarial_step(update, self.objective, inputs, hr, self.opponent, self.optimisers)
 
     def _ranks(self) -> dict[str, int]:
         return {"seed": self.config.seed, "rank": self.context.rank, "world_size": self.context.world_size}
