@@ -97,6 +97,7 @@ class FeatureNetwork(nn.Module):
         self.rms.fill_(1.0)
         self.rms.copy_(torch.stack([f.square().mean().sqrt() for f in self(images).values()]))
 
-    def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean over positions of the last named layer, not divided by the RMS: (B, 3, H, W) -> (B, C)."""
-        return self(images)[self.layers[-1]].mean(dim=(2, 3)) * self.rms[-1]
+    def pooled(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Means over positions, not divided by the RMS: (B, 3, H, W) -> {layer: (B, C)}."""
+        maps = self(images).items()
+        return {layer: x.mean(dim=(2, 3)) * rms for (layer, x), rms in zip(maps, self.rms, strict=True)}

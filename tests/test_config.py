@@ -10,7 +10,7 @@ from facelab.data.prepare import PrepareConfig
 from facelab.data.sample_set import SampleFacesConfig
 from facelab.demo import DemoConfig
 from facelab.errors import UsageError
-from facelab.evaluation import EvaluateConfig
+from facelab.evaluation.config import EvaluateConfig
 from facelab.synthesis import SynthesizeConfig
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.sr import TrainSRConfig

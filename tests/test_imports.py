@@ -46,6 +46,7 @@ def test_heavy_libraries_stay_where_they_belong():
         "platform/facelab/cluster.py",
         "platform/facelab/data/prepare.py",
         "platform/facelab/data/sample_set.py",
+        "platform/facelab/evaluation/run.py",
         "platform/facelab/synthesis.py",
         "platform/facelab/training/ray_train.py",
         "platform/facelab/tuning.py",

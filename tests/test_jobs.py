@@ -14,9 +14,10 @@ from facelab.data.faces import load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
 from facelab.demo import DemoConfig, run_demo
-from facelab.evaluation import EvaluateConfig
+from facelab.evaluation.config import EvaluateConfig
 from facelab.job import main, run_job
 from facelab.metrics import degradation_distances
+from facelab.reports.report import ReportConfig
 from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.run import run_training
@@ -32,7 +33,7 @@ def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 CONFIGS = [
     PrepareConfig, SampleFacesConfig, TrainDegraderConfig, SynthesizeConfig, TrainSRConfig, EvaluateConfig, SweepConfig,
-    DemoConfig,
+    DemoConfig, ReportConfig,
 ]  # fmt: skip
 
 
@@ -175,6 +176,7 @@ def test_sweep_tables():
 
 
 @pytest.mark.faces
+@pytest.mark.slow
 def test_real_faces(ray_local, tmp_path, real_faces):
     """The demo's chain on real photographs, in seconds: every file is usable, and bicubic has its known PSNR."""
     config = build(

@@ -1,6 +1,5 @@
 """A pair depends on seed, HR content, variant, model, style bank and mode; on nothing else."""
 
-import numpy as np
 import pytest
 import torch
 from facelab import model_store
@@ -9,10 +8,9 @@ from facelab.data import shards
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.errors import UsageError
-from facelab.evaluation import EvaluateConfig, evaluate
 from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
 
-from models import StyleVAE, build_degrader, build_sr
+from models import StyleVAE, build_degrader
 from models.resize import resize
 
 
@@ -125,26 +123,3 @@ def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, deg
         synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "b", actors=500))
     with pytest.raises(UsageError, match="no trained model"):
         synthesize(config(hr_folder, lr_folder, str(hr_folder), tmp_path / "c"))
-
-
-def test_evaluate(ray_local, tmp_path, hr_folder, lr_folder):
-    torch.manual_seed(0)
-    model = str(tmp_path / "model")
-    model_store.save_model(model, "sr", "edsr", build_sr("edsr", 4, size="mini"), 4, 64)
-    out = tmp_path / "out"
-    base = dict(test=str(hr_folder), output=str(out), features={"network": "mobilenet_v2", "layer": "block1"})
-    bicubic = evaluate(build(EvaluateConfig, model="bicubic", **base, real=str(lr_folder), reference=str(hr_folder)))
-    untrained = evaluate(build(EvaluateConfig, model=model, **base))
-    assert bicubic["n"] == untrained["n"] == 60
-    assert bicubic["psnr_rgb"] > 18 > untrained["psnr_rgb"]
-    assert bicubic["fd_mobilenet_v2"] > 0
-    assert (bicubic["fd_dims"], bicubic["n_real"], bicubic["n_reference"]) == (16, 60, 60)
-    assert (out / "per_image.parquet").exists()
-    assert (out / "grid.png").exists()
-    with pytest.raises(UsageError, match="not one of mobilenet_v2's"):
-        build(EvaluateConfig, model="bicubic", **base | {"features": {"network": "mobilenet_v2", "layer": "relu1_1"}})
-    pairs = tmp_path / "pairs"
-    synthesize(config(hr_folder, None, "bicubic", pairs, variants=1))
-    same = evaluate(build(EvaluateConfig, model="bicubic", test=str(pairs), output=str(tmp_path / "again")))
-    assert same["psnr_rgb"] == pytest.approx(bicubic["psnr_rgb"], abs=1e-9)
-    assert np.isfinite(same["ssim_y"])

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 import ray
 import ray.data
 
+from facelab.errors import UsageError
+
+READER_CPUS = 0.25
+"""Of a task that reads for model actors: a whole CPU would never be free beside actors that fill a small machine."""
 _WORKING_FOLDER = os.getcwd()
 
 _QUIET = {
@@ -40,6 +44,20 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
                 yield
     finally:
         _return_to_working_folder()
+
+
+def require_room(actors: int, cpus_per_actor: float) -> None:
+    """Refuse a pool of actors that would wait for ever on a machine that cannot grow.
+
+    Raises:
+        UsageError: it and a reader need more CPUs than there are.
+    """
+    needed, has = actors * cpus_per_actor + READER_CPUS, ray.cluster_resources().get("CPU", 0)
+    if needed > has and "RAY_ADDRESS" not in os.environ:
+        raise UsageError(
+            f"--actors {actors} of --cpus-per-actor {cpus_per_actor:g} and a reader need {needed:g} CPUs, but this "
+            f"machine has {has:g}: lower one of them, or set RAY_ADDRESS to a cluster"
+        )
 
 
 def _return_to_working_folder() -> None:

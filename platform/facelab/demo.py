@@ -8,14 +8,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
-from facelab import reports, storage
+from facelab import storage
 from facelab.config import JobConfig, Uri, build, to_yaml
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
-from facelab.evaluation import EvaluateConfig, FeatureConfig, evaluate_and_log
+from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.run import evaluate_and_log
 from facelab.job import run_job
 from facelab.metrics import degradation_distances, frechet_distance
+from facelab.metrics.features import FeatureConfig, Features
+from facelab.metrics.protocol import metric_names
+from facelab.reports.demo import DemoResults, demo_report
 from facelab.synthesis import SynthesizeConfig, synthesize
 from facelab.tracking import JobRun
 from facelab.training.config import TrainConfig
@@ -152,12 +156,12 @@ class Demo:
         else:
             truth, other = load_faces(faces["real"], size).images, load_faces(faces["lr"], size).images
         f = self.config.features
-        network = f.build()
+        features = Features(f)
         candidates = {"learnt": learnt.lr, "bicubic": resize(learnt.hr, size), "floor": other}
         numbers: dict[str, float] = {}
         for name, images in candidates.items():
             values = degradation_distances(images, truth)
-            values[f"fd_{f.network}_{f.layer}"] = frechet_distance(network, truth, images)
+            values[f"fd_{f.network}_{f.layer}"] = frechet_distance(lambda x: features(x)[f.layer], truth, images)
             numbers |= {f"{metric}_{name}": value for metric, value in values.items()}
         return numbers
 
@@ -194,13 +198,12 @@ def run_demo(config: DemoConfig, run: JobRun) -> dict[str, Any]:
             f"evaluation/{name.lower()}", "evaluate", EvaluateConfig, evaluate_and_log,
             model=model, test=test, real=faces["real"], reference=faces["hr"],
         )  # fmt: skip
-        for metric, value in table[name].items():
-            if metric.startswith(("psnr", "ssim", "fd_")) and isinstance(value, float):
-                summary[f"{metric}_{name.lower().replace('-', '_')}"] = value
+        for metric in metric_names(table[name]):
+            summary[f"{metric}_{name.lower().replace('-', '_')}"] = table[name][metric]
     summary |= {"n_test": table["bicubic"]["n"], "n_real": table["bicubic"]["n_real"]}
     summary |= {f"seconds_{name.replace('/', '_')}": round(value, 1) for name, value in demo.seconds.items()}
-    page = reports.demo_report(
-        reports.DemoResults(config, faces, test, table, summary, demo.runs, demo.seconds, run.uri, list(SR_RUNS))
+    page = demo_report(
+        DemoResults(config, faces, test, table, summary, demo.runs, demo.seconds, run.uri, list(SR_RUNS))
     )
     storage.write_text(demo.place("report.html"), page)
     run.text(page, "report.html")

@@ -95,20 +95,20 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def grid(rows: list[torch.Tensor], cell: int, gap: int = 2) -> np.ndarray:
-    """Rows of images as one picture on white: each (N, 3, h, w) uint8, shown at `cell` px by nearest neighbour
-    when enlarged, by the one resize when reduced."""
+def grid(rows: list[list[torch.Tensor]] | list[torch.Tensor], cell: int, gap: int = 2) -> np.ndarray:
+    """Rows of images as one picture on white: (N, 3, h, w) or a list of (3, h, w), uint8. Each is shown as large as it
+    fits into `cell` px, whatever its shape: by nearest neighbour when enlarged, by the one resize when reduced."""
     columns = max(len(row) for row in rows)
     sheet = np.full((len(rows) * (cell + gap) - gap, columns * (cell + gap) - gap, 3), 255, np.uint8)
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            if image.shape[-1] < cell:
-                array = image.permute(1, 2, 0).numpy()
-                array = np.asarray(
-                    Image.fromarray(np.ascontiguousarray(array)).resize((cell, cell), Image.Resampling.NEAREST)
-                )
+            factor = cell / max(image.shape[-2:])
+            height, width = (max(round(side * factor), 1) for side in image.shape[-2:])
+            if factor > 1:
+                array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+                array = np.asarray(Image.fromarray(array).resize((width, height), Image.Resampling.NEAREST))
             else:
-                array = resize(image[None], cell)[0].permute(1, 2, 0).numpy()
+                array = resize(image[None], height, width)[0].permute(1, 2, 0).numpy()
             y, x = r * (cell + gap), c * (cell + gap)
-            sheet[y : y + cell, x : x + cell] = array
+            sheet[y : y + height, x : x + width] = array
     return sheet

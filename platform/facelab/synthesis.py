@@ -1,6 +1,5 @@
 """HR faces + any degrader -> pair shards, on Ray Data with a pool of model actors."""
 
-import os
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +10,8 @@ import torch
 from pydantic import Field, model_validator
 
 from facelab import model_store
+from facelab.batching import in_fixed_batches
+from facelab.cluster import READER_CPUS, require_room
 from facelab.config import BUILT_IN, JobConfig, ModelUri, Uri
 from facelab.data import shards
 from facelab.data.classical import degrade_classically
@@ -20,11 +21,6 @@ from facelab.images import BadImage, encode_png, to_float, to_uint8, training_im
 from facelab.seeding import generator_for, seed_for
 from models.network import DegraderNetwork
 from models.resize import resize
-
-# A whole CPU per reading task would never be free beside actors that fill a small machine: a silent deadlock.
-_READER_CPUS = 0.25
-# Images per forward pass, the last padded: other sizes differ in the last bits, on which a pair must not depend.
-_MICRO_BATCH = 16
 
 
 class SynthesizeConfig(JobConfig):
@@ -81,7 +77,7 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     Raises:
         UsageError: unusable inputs, or a degrader made for other sizes.
     """
-    _require_room(config)
+    require_room(config.actors, config.cpus_per_actor)
     degrader = Degrader.load(config)
     faces = _faces(config)
     shards.start_set(config.output, config.overwrite)
@@ -111,16 +107,6 @@ def synthesize(config: SynthesizeConfig) -> dict[str, Any]:
     return {"n": manifest.rows, "n_rejected": len(rejected), "data_hash": manifest.hash, "model": degrader.name}
 
 
-def _require_room(config: SynthesizeConfig) -> None:
-    """Refuse what would wait for ever on a machine that cannot grow."""
-    needed, has = config.actors * config.cpus_per_actor + _READER_CPUS, ray.cluster_resources().get("CPU", 0)
-    if needed > has and "RAY_ADDRESS" not in os.environ:
-        raise UsageError(
-            f"--actors {config.actors} of --cpus-per-actor {config.cpus_per_actor:g} and a reader need {needed:g} "
-            f"CPUs, but this machine has {has:g}: lower one of them, or set RAY_ADDRESS to a cluster"
-        )
-
-
 def _faces(config: SynthesizeConfig) -> ray.data.Dataset:
     """Rows with id, image, sha256 and, for files that cannot be used, the reason.
 
@@ -135,7 +121,7 @@ def _faces(config: SynthesizeConfig) -> ray.data.Dataset:
     return ray.data.from_items(items, override_num_blocks=blocks).map_batches(
         _read,  # pyrefly: ignore
         batch_size=per_task,
-        num_cpus=_READER_CPUS,
+        num_cpus=READER_CPUS,
         fn_kwargs={"source": config.hr},
     )
 
@@ -214,12 +200,9 @@ class Degrader:
             low = [self._classical(face, digest, variant) for face, digest in zip(hr, digests, strict=True)]
             return torch.stack(low), [[] for _ in digests]
         chosen = [self._style_of(digest, variant) for digest in digests]
-        lr = []
-        for start in range(0, len(hr), _MICRO_BATCH):
-            part = slice(start, start + _MICRO_BATCH)
-            lr.append(self._forward(hr[part], digests[part], chosen[part], variant))
+        lr = self._forward(hr, digests, chosen, variant)
         ids = [[] if index is None else [self.bank.ids[index]] for index in chosen] if self.bank else [[] for _ in hr]
-        return torch.cat(lr), ids
+        return lr, ids
 
     def _style_of(self, digest: str, variant: int) -> int | None:
         return None if self.bank is None else seed_for(self.config.seed, "style", digest, variant) % len(self.bank)
@@ -232,17 +215,18 @@ class Degrader:
     @torch.no_grad()
     def _forward(self, hr: torch.Tensor, digests: list[str], chosen: list[int | None], variant: int) -> torch.Tensor:
         assert self.model is not None
-        network, count = self.model.network, len(hr)
+        network = self.model.network
         assert isinstance(network, DegraderNetwork)
         device = next(network.parameters()).device
         generators = [generator_for(self.config.seed, "noise", digest, variant) for digest in digests]
         noise = torch.stack([torch.randn(network.noise_dim, generator=generator) for generator in generators])
+        style = [] if self.bank is None else [self.bank.images[chosen]]
 
-        def padded(images: torch.Tensor) -> torch.Tensor:
-            return torch.cat([images, images[-1:].expand(_MICRO_BATCH - count, *images.shape[1:])]).to(device)
+        def degrade(faces: torch.Tensor, z: torch.Tensor, *styles: torch.Tensor) -> torch.Tensor:
+            given = to_float(styles[0].to(device)) if styles else None
+            return to_uint8(network.degrade(to_float(faces.to(device)), z.to(device), given))
 
-        style = None if self.bank is None else to_float(padded(self.bank.images[chosen]))
-        return to_uint8(network.degrade(to_float(padded(hr)), padded(noise), style))[:count].cpu()
+        return in_fixed_batches(degrade, hr, noise, *style)
 
 
 class PairWriter:

@@ -218,6 +218,38 @@ def registered_model_folder(uri: str) -> str:
     return str(next(local.rglob("model.json")).parent)
 
 
+def find_runs(uri: str, experiment: str, query: str, job: str) -> list[str]:
+    """Ids of an experiment's finished runs of one job that match an MLflow search, oldest first.
+
+    Raises:
+        UsageError: no such experiment, or a query that MLflow does not understand.
+    """
+    client = _client(uri)
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        raise UsageError(f"--experiment {experiment}: not at {without_secret(uri)}")
+    whole = f"attributes.status = 'FINISHED' and tags.job = '{job}'" + (f" and {query}" if query else "")
+    try:
+        runs = client.search_runs(
+            [found.experiment_id], whole, max_results=10_000, order_by=["attributes.start_time ASC"]
+        )
+    except mlflow.MlflowException as error:
+        raise UsageError(f"--filter {query}: {str(error).splitlines()[0][:300]}") from error
+    return [run.info.run_id for run in runs]
+
+
+def run_artifacts(uri: str, run: str, folder: str) -> str:
+    """Download the artifacts of a run (runs:/ID) into a subfolder of a local folder; returns it."""
+    _client(uri)
+    run_id = run.removeprefix("runs:/")
+    place = Path(folder) / run_id
+    place.mkdir()
+    try:
+        return mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(place), tracking_uri=uri)
+    except (mlflow.MlflowException, OSError) as error:
+        raise UsageError(f"{run}: no such run, or no artifacts, at {without_secret(uri)}") from error
+
+
 def end_stopped_trials(uri: str, experiment: str, parent: str, crashed: set[str]) -> int:
     """End the runs of trials that could not do it themselves: FAILED for the `crashed` (names), for others, which a
     scheduler stopped before their end, KILLED and tagged stopped_early. Returns how many were stopped."""

@@ -1,11 +1,8 @@
 """images -> face shards, on Ray Data: every file becomes a row or is set aside with its reason."""
 
-import io
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray.data
 from pydantic import Field
 
@@ -67,7 +64,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     rejected = [row for result in results for row in result["rejected"]]
     usable = sum(result["rows"] for result in results)
     if rejected:
-        _write_rejected(config.output, rejected)
+        shards.write_rejected(config.output, rejected)
     share = len(rejected) / len(files)
     if not usable:
         raise UsageError(f"{config.input}: none of {len(files)} files is usable; {_first(rejected)}")
@@ -102,12 +99,6 @@ def _prepare_batch(files: list[tuple[str, str]], source: str, config: PrepareCon
     if rows:
         summary = shards.write_shard(config.output, rows, shards.FACE_SCHEMA)
     return {"rows": [summary.rows], "row_hash": [summary.row_hash], "rejected": [rejected]}
-
-
-def _write_rejected(uri: str, rejected: list[dict[str, str]]) -> None:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rejected, schema=shards.REJECTED_SCHEMA), buffer)
-    storage.write_bytes(storage.join(uri, "rejected.parquet"), buffer.getvalue())
 
 
 def _first(rejected: list[dict[str, str]]) -> str:

@@ -97,6 +97,13 @@ def write_shard(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Shar
     return ShardSummary(len(rows), row_hash.hexdigest())
 
 
+def write_rejected(uri: str, rejected: list[dict[str, str]]) -> None:
+    """`uri`/rejected.parquet: rows of REJECTED_SCHEMA, the files that were set aside and why."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA), buffer)
+    storage.write_bytes(storage.join(uri, "rejected.parquet"), buffer.getvalue())
+
+
 @dataclass(frozen=True)
 class Manifest:
     """manifest.json: its presence says that a shard set is whole."""

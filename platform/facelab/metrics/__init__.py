@@ -2,6 +2,17 @@
 
 from facelab.metrics.degradation import degradation_distances, radial_spectrum
 from facelab.metrics.frechet import FrechetDistance, frechet_distance
+from facelab.metrics.intervals import paired_difference
+from facelab.metrics.kid import kid
 from facelab.metrics.psnr_ssim import psnr, ssim
 
-__all__ = ["FrechetDistance", "degradation_distances", "frechet_distance", "psnr", "radial_spectrum", "ssim"]
+__all__ = [
+    "FrechetDistance",
+    "degradation_distances",
+    "frechet_distance",
+    "kid",
+    "paired_difference",
+    "psnr",
+    "radial_spectrum",
+    "ssim",
+]

@@ -228,9 +228,12 @@ class DegraderStage:
         hr, _, generated = self._generate(network.eval(), count)
         bicubic = resize(hr, self.config.lr_size)
         return {
-            "fd": frechet_distance(self.judge, self.held_lr.images, generated),
+            "fd": frechet_distance(self._judged, self.held_lr.images, generated),
             "psnr_to_bicubic": float(psnr(generated, bicubic).clamp(max=100).mean()),
         }
+
+    def _judged(self, images: torch.Tensor) -> torch.Tensor:
+        return self.judge.pooled(to_float(images.to(self.context.device)))[self.config.perceptual.selection_layer]
 
     def picture(self, network: nn.Module) -> np.ndarray:
         """Rows: sharp face, its bicubic LR, generated LR, a real LR face, which gave the style where one is used."""

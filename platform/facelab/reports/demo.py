@@ -1,24 +1,21 @@
 """report.html: one self-contained page of pictures, curves, a table, and how each number was computed."""
 
-import base64
 import html
-import io
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
+from matplotlib import pyplot as plt
 
 from facelab import model_store, storage
 from facelab.config import JobConfig, without_secret
 from facelab.data.faces import load_faces, load_pairs
-from facelab.images import encode_png, grid
+from facelab.metrics.protocol import metric_names
+from facelab.reports.page import PictureRow, page, picture_rows, svg
+from facelab.reports.table import Row, build_table
 from facelab.tracking import metric_history
 from models.resize import resize
-
-matplotlib.use("svg")
-from matplotlib import pyplot as plt
 
 _COLUMNS = 8  # faces in a picture
 
@@ -63,7 +60,7 @@ def demo_report(r: DemoResults) -> str:
         "<h2>6 · Go on</h2>",
         _commands(r),
     ]
-    return _PAGE.format(title="facelab demo", body="\n".join(body))
+    return page("facelab demo", body)
 
 
 def _headline(r: DemoResults) -> str:
@@ -77,24 +74,18 @@ def _headline(r: DemoResults) -> str:
     )
 
 
-def _picture(rows: list[tuple[str, torch.Tensor]], cell: int) -> str:
-    parts = []
-    for label, images in rows:
-        data = base64.b64encode(encode_png(grid([images[:_COLUMNS]], cell))).decode()
-        parts.append(
-            f'<div class=row><span>{label}</span><img alt="{html.escape(label)}" src="data:image/png;base64,{data}"></div>'
-        )
-    return f"<div class=pictures>{''.join(parts)}</div>"
-
-
 def _degradation_picture(r: DemoResults, truth_known: bool) -> str:
     pairs = load_pairs(storage.join(r.config.output, "test_pairs"))
     size = pairs.lr.shape[-1]
-    rows = [("sharp test face", pairs.hr), ("bicubic LR", resize(pairs.hr[:_COLUMNS], size)), ("styleVAE LR", pairs.lr)]
+    rows: list[PictureRow] = [
+        ("sharp test face", pairs.hr),
+        ("bicubic LR", resize(pairs.hr[:_COLUMNS], size)),
+        ("styleVAE LR", pairs.lr),
+    ]
     if truth_known:
         rows.append(("true LR of the same faces", load_pairs(r.faces["test"]).lr))
     rows.append(("real LR of other people", load_faces(r.faces["real"], size).images))
-    return _picture(rows, 96)
+    return picture_rows(rows, 96)
 
 
 def _models(r: DemoResults) -> dict[str, model_store.TrainedModel]:
@@ -107,15 +98,15 @@ def _sr_picture(r: DemoResults, truth_known: bool) -> str:
     test = load_pairs(r.test)
     real = load_faces(r.faces["real"], size // scale).images[:_COLUMNS]
 
-    def rows(lr: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+    def rows(lr: torch.Tensor) -> list[PictureRow]:
         outputs = [(name, model_store.super_resolve(model.network, lr)) for name, model in models.items()]
         return [("input", lr), ("bicubic", resize(lr, size)), *outputs]
 
     kind = "the known nuisance" if truth_known else "styleVAE LR"
     truth = ("truth", test.hr[:_COLUMNS])
     return (
-        f"<h3>Test faces, with truth ({kind})</h3>" + _picture([*rows(test.lr[:_COLUMNS]), truth], 112)
-        + "<h3>Real low-resolution faces, without</h3>" + _picture(rows(real), 112)
+        f"<h3>Test faces, with truth ({kind})</h3>" + picture_rows([*rows(test.lr[:_COLUMNS]), truth], 112)
+        + "<h3>Real low-resolution faces, without</h3>" + picture_rows(rows(real), 112)
     )  # fmt: skip
 
 
@@ -131,28 +122,17 @@ def _degradation_table(r: DemoResults) -> str:
 
 
 def _fd_name(r: DemoResults) -> str:
-    """The metric fd_NETWORK, which is a number; fd_layer and the like say how it was computed."""
-    row = r.table["bicubic"]
-    return next(key for key in row if key.startswith("fd_") and isinstance(row[key], float))
+    return next(name for name in metric_names(r.table["bicubic"]) if name.startswith(("fd_", "fid")))
 
 
 def _sr_table(r: DemoResults) -> str:
-    fd = _fd_name(r)
-    metrics = {"psnr_rgb": ("PSNR RGB, dB", 1), "psnr_y": ("PSNR Y, dB", 1), "ssim_rgb": ("SSIM RGB", 1),
-               "ssim_y": ("SSIM Y", 1), fd: (f"{fd}, real faces", -1)}  # fmt: skip
-    head = "".join(f"<th>{title} {'↑' if sense > 0 else '↓'}" for title, sense in metrics.values())
-    best = {m: max(row[m] * sense for row in r.table.values()) for m, (_, sense) in metrics.items()}
-    lines = []
-    for name, row in r.table.items():
-        cells = "".join(
-            f"<td>{'<b>' if row[m] * sense == best[m] else ''}{row[m]:.4g}</b>" for m, (_, sense) in metrics.items()
-        )
-        lines.append(f"<tr><td>{name}{cells}</tr>")
+    main = (*(f"{name}_{colour}" for name in ("psnr", "ssim") for colour in ("rgb", "y")), _fd_name(r))
+    table = build_table([Row(name, summary) for name, summary in r.table.items()], main)
     note = (
         "B: trained on bicubic pairs, S: on styleVAE pairs, for the same number of steps, which in preset demo are far "
         "fewer than the paper's: compare S with B, not with published numbers."
     )
-    return f"<table><tr><th>{head}</tr>{''.join(lines)}</table><p class=note>{note}</p>"
+    return f"{table.html()}<p class=note>{note}</p>"
 
 
 def _curves(r: DemoResults) -> str:
@@ -178,11 +158,8 @@ def _curves(r: DemoResults) -> str:
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
     note = "The PSNR curves of B and S are on their own kind of LR, which differs in difficulty; compare the table instead."
-    return f"<div class=curves>{buffer.getvalue().split('?>', 1)[-1]}</div><p class=note>{note}</p>"
+    return f"{svg(figure)}<p class=note>{note}</p>"
 
 
 def _methods(r: DemoResults, truth_known: bool) -> str:
@@ -192,7 +169,7 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
         "the LR that the known nuisance pipeline made of the very same faces; training saw only images that it made of "
         "other identities" if truth_known else "the real test faces; the floor compares them with the real training faces"
     )  # fmt: skip
-    warning = f" {e['fd_warning']}." if "fd_warning" in e else ""
+    warning = f" {e[f'{fd}_warning']}." if f"{fd}_warning" in e else ""
     items = [
         "<b>degradation distance</b> D(A, B): mean over radii 1..h/2 of |a_r − b_r|, a_r the mean over images of the mean "
         "of log10(|FFT₂(luma)|² + 1) over the ring r. Never a loss, never used to choose a checkpoint. Real LR is here: "
@@ -201,9 +178,9 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
         f"<b>PSNR, SSIM</b>: per image on uint8, then the mean over {e['n']} faces; no crop. Y is BT.601 studio range; SSIM "
         "has an 11x11 Gaussian window of σ 1.5, valid region. LR of the test faces: "
         + ("the known nuisance." if truth_known else "styleVAE LR made of them, as in the paper's Table 1."),
-        f"<b>{fd}</b>: Fréchet distance between super-resolved real faces ({e['fd_n']} drawn of {e['n_real']}) and the sharp training faces "
-        f"({e['fd_n']} drawn of {e['n_reference']}), over {e['fd_dims']} channels of layer {e['fd_layer']}, averaged over positions. It is not "
-        f"FID, which means Inception.{warning}",
+        f"<b>{fd}</b>: Fréchet distance between {e['n_real']} super-resolved real faces and {e['n_reference']} sharp training faces, "
+        f"over {e[f'{fd}_dims']} channels of layer {e[f'{fd}_layer']}, averaged over positions; its interval is a jackknife's, the "
+        f"floor compares sharp test faces with the same training faces. It is not FID, which means Inception.{warning}",
         "LR and HR are resized by one function, antialiased bicubic. Means of every stage are in its summary.json, each "
         "image's numbers in evaluation/…/per_image.parquet.",
     ]
@@ -225,17 +202,3 @@ def _commands(r: DemoResults) -> str:
         ("your own faces", "make demo HR=folder LR=folder TEST=folder REAL=folder OUT=outputs/own"),
     ]  # fmt: skip
     return "".join(f"<p>{title}<pre>{html.escape(command)}</pre>" for title, command in commands)
-
-
-_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
-<title>{title}</title><style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem;color:#1c2430}}
-h1{{margin-bottom:0}}h2{{margin-top:2.4rem;border-bottom:1px solid #dde3ea;padding-bottom:.2rem}}.lead{{font-size:1.1rem}}
-.verdict{{background:#eef6f0;border-left:4px solid #3a9a5b;padding:.7rem 1rem}}.note{{color:#66707c;font-size:.9rem}}
-.row{{display:flex;align-items:center;margin:2px 0}}.row span{{flex:0 0 150px;font-size:.9rem;color:#47515d}}
-.row img{{max-width:calc(100% - 150px);image-rendering:pixelated}}.pictures{{overflow-x:auto}}
-table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.3rem .9rem;border-bottom:1px solid #e3e8ee;text-align:right}}
-td:first-child,th:first-child{{text-align:left}}pre{{background:#f4f6f8;padding:.6rem .8rem;overflow-x:auto}}
-.curves svg{{width:100%;height:auto}}
-</style><body>{body}</body></html>
-"""

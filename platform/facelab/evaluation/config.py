@@ -1,0 +1,72 @@
+"""What an evaluation measures, and on what."""
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from facelab.config import JobConfig, ModelUri, Uri
+from facelab.metrics.features import FeatureConfig
+from facelab.metrics.identity import IdentityConfig
+from facelab.metrics.no_reference import BrisqueConfig
+from facelab.metrics.perceptual import LpipsConfig
+
+
+class EvaluateConfig(JobConfig):
+    """Measure a super-resolution model, or finished images of any tool, on faces with truth (--test) and on real ones
+    without (--real)."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "debug": {"features.network": "mobilenet_v2", "features.layer": "block1", "actors": 0},
+        "demo": {"features.network": "mobilenet_v2", "features.layer": "block10", "actors": 0},
+        "paper": {},
+    }
+
+    model: ModelUri
+    """`bicubic`; the URI of a trained model: the --output of train_sr, or models:/NAME/VERSION; or a folder of finished
+    images from any other tool, named like the test images (subfolders test and real, where both are measured)."""
+    test: Uri | None = None
+    """URI of the test set: pair shards (their own LR) or faces, shards or folder (bicubic LR)."""
+    real: Uri | None = None
+    """URI of real low-resolution faces; they are super-resolved and compared with --reference."""
+    reference: Uri | None = None
+    """URI of sharp faces, the reference of FID, FD and KID: the HR training faces."""
+    metrics: tuple[Literal["psnr", "ssim", "lpips", "identity", "brisque"], ...] = ("psnr", "ssim")
+    """Measured on each image; FD and KID are always measured on --real."""
+    crop: int = Field(default=0, ge=0)
+    """px cut off each border before PSNR and SSIM; benchmarks of general images cut `scale`, face papers mostly 0."""
+    scale: int = Field(default=4, ge=2)
+    """Factor of `--model bicubic` and of finished images; a trained model has its own."""
+    hr_size: int = Field(default=64, ge=16)
+    """Side of the sharp faces, px, of `--model bicubic` and of finished images; a trained model has its own."""
+    native: bool = False
+    """Keep every image's own size, cut to a multiple of the scale, instead of the centre square resized to hr_size."""
+    finished_suffix: str = ""
+    """What a tool has added to the names of its images, such as _out or _SRx4."""
+    features: FeatureConfig = FeatureConfig()
+    """Network and layer of FID, FD and KID."""
+    lpips: LpipsConfig = LpipsConfig()
+    """Backbone of LPIPS."""
+    identity: IdentityConfig = IdentityConfig()
+    """Recognition network of the identity similarity."""
+    brisque: BrisqueConfig = BrisqueConfig()
+    """Weights of BRISQUE."""
+    actors: int = Field(default=1, ge=0)
+    """Model actors on Ray Data; 0 measures in the process itself. The numbers do not depend on it."""
+    cpus_per_actor: float = Field(default=0.5, gt=0)
+    """CPUs reserved per actor; below 1, several share a core."""
+    gpus_per_actor: float = Field(default=0, ge=0)
+    """GPUs reserved per actor; may be a fraction."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images handed to an actor at a time; the numbers do not depend on it."""
+    max_rejected: float = Field(default=0.1, ge=0, le=1)
+    """Fail when more than this share of a set cannot be used or has no finished image."""
+
+    @model_validator(mode="after")
+    def _something_to_measure(self):
+        if (self.real is None) != (self.reference is None):
+            raise ValueError("--real and --reference go together")
+        if self.test is None and self.real is None:
+            raise ValueError("give --test, or --real and --reference")
+        if self.hr_size % self.scale:
+            raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
+        return self

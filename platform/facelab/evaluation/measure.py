@@ -1,0 +1,207 @@
+"""Rows of images -> rows of numbers and features: what an actor does, or the process itself."""
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from facelab.batching import in_fixed_batches
+from facelab.errors import UsageError
+from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.rows import draw_key
+from facelab.evaluation.subject import Model, Subject
+from facelab.images import BadImage, decode, training_image
+from facelab.metrics.features import Features
+from facelab.metrics.identity import Identity
+from facelab.metrics.no_reference import Brisque
+from facelab.metrics.perceptual import Lpips
+from facelab.metrics.psnr_ssim import psnr, ssim
+from models.resize import resize
+
+FEATURES = "features/"
+"""Prefix of a batch's feature columns; the layer follows."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A decoded row."""
+
+    row: int
+    role: str
+    id: str
+    hr: torch.Tensor | None
+    """(3, H, W) uint8: truth of a test face, or a reference face."""
+    lr: torch.Tensor | None
+    """(3, h, w) uint8; None for a reference face."""
+
+    @property
+    def sizes(self) -> tuple:
+        return self.role, *(None if x is None else tuple(x.shape) for x in (self.hr, self.lr))
+
+    @property
+    def digest(self) -> str:
+        """Of the pixels, whatever their encoding."""
+        return _digest(*(x for x in (self.hr, self.lr) if x is not None))
+
+
+def _digest(*images: torch.Tensor) -> str:
+    found = hashlib.sha256()
+    for image in images:
+        found.update(str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+class Measure:
+    """Everything that a number depends on besides its images.
+
+    Images of one role and size are measured together; no number depends on which others those are.
+    """
+
+    def __init__(self, config: EvaluateConfig, subject: Subject, thresholds: dict[str, int]):
+        """
+        Raises:
+            UsageError: a metric's weights are missing.
+        """
+        self.config, self.subject, self.thresholds = config, subject, thresholds
+        model = subject.model if isinstance(subject, Model) else None
+        self.scale, self.hr_size = (model.scale, model.hr_size) if model else (config.scale, config.hr_size)
+        chosen = config.metrics
+        self.features = Features(config.features) if config.real else None
+        self.lpips = Lpips(config.lpips) if "lpips" in chosen else None
+        self.identity = Identity(config.identity) if "identity" in chosen else None
+        self.brisque = Brisque(config.brisque) if "brisque" in chosen else None
+        self.names = [f"{name}_{colour}" for name in ("psnr", "ssim") if name in chosen for colour in ("rgb", "y")]
+        self.names += [self.lpips.name] if self.lpips else []
+        self.names += [name for name in ("identity", "brisque") if name in chosen]
+
+    def to(self, device: torch.device) -> "Measure":
+        for part in (self.subject, self.features, self.lpips, self.identity):
+            if part is not None:
+                part.to(device)
+        return self
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Columns role, id, hr, lr, rejected -> role, id, rejected, digest, output_digest, one for each metric (nan
+        where it does not apply) and, for FD and KID, the features of each layer (n, d), nan where none are wanted."""
+        count = len(batch["id"])
+        out: dict[str, Any] = {
+            "role": [str(x) for x in batch["role"]],
+            "id": [str(x) for x in batch["id"]],
+            "rejected": [str(x) for x in batch["rejected"]],
+            "digest": [""] * count,
+            "output_digest": [""] * count,
+            **{name: np.full(count, np.nan) for name in self.names},
+        }
+        if self.features:
+            for layer in self.features.layers:
+                out[FEATURES + layer] = np.full((count, self.features.dims[layer]), np.nan, np.float32)
+        groups: dict[tuple, list[Face]] = defaultdict(list)
+        for row in range(count):
+            try:
+                if not out["rejected"][row]:
+                    face = self.decode(row, out["role"][row], out["id"][row], batch["hr"][row], batch["lr"][row])
+                    groups[face.sizes].append(face)
+            except BadImage as error:
+                out["rejected"][row] = str(error)
+        for group in groups.values():
+            self._measure(group, out)
+        return out
+
+    def decode(self, row: int, role: str, identifier: str, hr: bytes, lr: bytes) -> Face:
+        """
+        Raises:
+            BadImage: it cannot be used.
+        """
+        if role == "real":
+            return Face(row, role, identifier, None, self._image(lr, self.hr_size // self.scale, 1))
+        if role == "test" and lr:
+            truth, low = (torch.from_numpy(decode(data)).permute(2, 0, 1) for data in (hr, lr))
+            return Face(row, role, identifier, truth, low)
+        sharp = self._image(hr, self.hr_size, self.scale)
+        if role == "reference":
+            return Face(row, role, identifier, sharp, None)
+        low = resize(sharp[None], sharp.shape[-2] // self.scale, sharp.shape[-1] // self.scale)[0]
+        return Face(row, role, identifier, sharp, low)
+
+    def _image(self, data: bytes, size: int, multiple: int) -> torch.Tensor:
+        if not self.config.native:
+            return training_image(data, size)
+        image = torch.from_numpy(decode(data)).permute(2, 0, 1)
+        height, width = (side - side % multiple for side in image.shape[-2:])
+        return image[:, :height, :width]
+
+    def outputs(self, faces: list[Face]) -> list[torch.Tensor | BadImage]:
+        """The super-resolved images (3, H, W) uint8 of faces of one role and size, or why one cannot be compared."""
+        lr = torch.stack([face.lr for face in faces])  # pyrefly: ignore
+        found = self.subject.outputs(faces[0].role, [face.id for face in faces], lr)
+        checked: list[torch.Tensor | BadImage] = []
+        for face, image in zip(faces, found, strict=True):
+            if isinstance(image, torch.Tensor) and face.hr is not None and image.shape != face.hr.shape:
+                sizes = [f"{x.shape[-1]}x{x.shape[-2]}" for x in (image, face.hr)]
+                if isinstance(self.subject, Model):
+                    raise UsageError(
+                        f"{self.config.test}: {self.subject.uri} enlarges {self.scale} times, to {sizes[0]} px, but "
+                        f"the truth has {sizes[1]}"
+                    )
+                image = BadImage(
+                    f"finished image of {sizes[0]} px, but the truth has {sizes[1]}: give --hr-size or --native"
+                )
+            checked.append(image)
+        return checked
+
+    def _measure(self, faces: list[Face], out: dict[str, Any]) -> None:
+        if faces[0].role == "reference":
+            hr = torch.stack([face.hr for face in faces])  # pyrefly: ignore
+            self._put_features([face.row for face in faces], hr, out)
+            for face in faces:
+                out["digest"][face.row] = face.digest
+            return
+        usable: list[tuple[Face, torch.Tensor]] = []
+        for face, image in zip(faces, self.outputs(faces), strict=True):
+            if isinstance(image, BadImage):
+                out["rejected"][face.row] = str(image)
+            else:
+                out["digest"][face.row], out["output_digest"][face.row] = face.digest, _digest(image)
+                usable.append((face, image))
+        # A tool may have finished real faces of one size in several.
+        by_size: dict[tuple, list[tuple[Face, torch.Tensor]]] = defaultdict(list)
+        for face, image in usable:
+            by_size[tuple(image.shape)].append((face, image))
+        for group in by_size.values():
+            self._numbers([face for face, _ in group], torch.stack([image for _, image in group]), out)
+
+    def _numbers(self, faces: list[Face], sr: torch.Tensor, out: dict[str, Any]) -> None:
+        rows = [face.row for face in faces]
+        if self.brisque:
+            out["brisque"][rows] = self.brisque(sr).numpy()
+        if faces[0].role == "real":
+            self._put_features(rows, sr, out)
+            return
+        hr = torch.stack([face.hr for face in faces])  # pyrefly: ignore
+        for name in self.names:
+            family, _, colour = name.partition("_")
+            if family in ("psnr", "ssim"):
+                function = psnr if family == "psnr" else ssim
+                try:
+                    out[name][rows] = function(sr, hr, colour=colour, crop=self.config.crop).numpy()
+                except ValueError as error:  # smaller than SSIM's window or the crop
+                    raise UsageError(f"{self.config.test}: {faces[0].id}: {error}") from error
+        for judge, name in ((self.lpips, self.lpips.name if self.lpips else ""), (self.identity, "identity")):
+            if judge:
+                out[name][rows] = in_fixed_batches(judge, sr, hr).numpy()
+        drawn = [i for i, face in enumerate(faces) if self._is_drawn(face)]
+        if drawn:
+            self._put_features([rows[i] for i in drawn], hr[drawn], out)
+
+    def _is_drawn(self, face: Face) -> bool:
+        """Whether a test face is one of those whose truth is compared with the reference, for the floor."""
+        threshold = self.thresholds.get(face.role)
+        return self.features is not None and (threshold is None or draw_key(self.config.seed, face.id) <= threshold)
+
+    def _put_features(self, rows: list[int], images: torch.Tensor, out: dict[str, Any]) -> None:
+        if self.features:
+            for layer, found in in_fixed_batches(self.features, images).items():
+                out[FEATURES + layer][rows] = found.numpy()

@@ -1,0 +1,165 @@
+"""A model, or finished images of any tool, on its test sets: one pass over Ray Data or in the process itself."""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import torch
+from tqdm import tqdm
+
+from facelab import storage
+from facelab.cluster import READER_CPUS, ray_session, require_room
+from facelab.data import shards
+from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.measure import Face, Measure
+from facelab.evaluation.rows import ImageSet, Item, draw_thresholds, image_sets, read_rows
+from facelab.evaluation.subject import load_subject
+from facelab.evaluation.tally import Tally
+from facelab.images import BadImage, encode_png, grid
+from models.resize import resize
+
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from facelab.tracking import JobRun
+
+_EXAMPLES = 12
+_FILES_PER_TASK = 256
+EXAMPLE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("role", "id")] + [(n, pa.binary()) for n in ("lr", "sr", "hr")]
+)
+
+
+def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
+    """Run the job; its tables and pictures also go to its MLflow run."""
+    summary = evaluate(config)
+    pictures = [name for name, given in (("grid.png", config.test), ("real.png", config.real)) if given]
+    for name in ("per_image.parquet", "examples.parquet", "protocol.json", *pictures):
+        with storage.local_copy(storage.join(config.output, name)) as file:
+            run.artifact(file)
+    return summary
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Writes per_image.parquet, protocol.json, examples.parquet, grid.png and real.png to --output, and
+    rejected.parquet where an image could not be used; returns the summary.
+
+    Raises:
+        UsageError: unusable model or sets.
+    """
+    sets = image_sets(config)
+    subject = load_subject(config)
+    measure = Measure(config, subject, draw_thresholds(sets, config.seed))
+    with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
+        table = Path(folder) / "per_image.parquet"
+        tally = Tally(config, measure, sets, table)
+        total = sum(images.rows for images in sets.values())
+        with tqdm(total=total, desc=f"measuring {subject.name}", unit="image", leave=False) as progress:
+            for batch in _measured(config, measure, sets):
+                tally.add(batch)
+                progress.update(len(batch["id"]))
+        summary, protocols = tally.finish()
+        storage.write_bytes(storage.join(config.output, "per_image.parquet"), table.read_bytes())
+    if rejected := [row for rows in tally.rejected.values() for row in rows]:
+        shards.write_rejected(config.output, rejected)
+    storage.write_text(storage.join(config.output, "protocol.json"), json.dumps(protocols, indent=2))
+    _write_examples(config, measure.to(torch.device("cpu")), sets)
+    version = subject.version or tally.outputs.hexdigest()[:16]
+    return {"model": f"{subject.name}@{version}"} | summary
+
+
+def _measured(config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]) -> Iterator[dict[str, Any]]:
+    """The batches of all sets, in the order of their items."""
+    if not config.actors:
+        items = [item for images in sets.values() for item in images.items]
+        measure.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        rows = read_rows(items)
+        while chunk := list(islice(rows, config.batch_size)):
+            yield measure({key: [row[key] for row in chunk] for key in chunk[0]})
+        return
+    with ray_session():
+        require_room(config.actors, config.cpus_per_actor)
+        yield from _measured_by_actors(config, measure, sets)
+
+
+def _measured_by_actors(
+    config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]
+) -> Iterator[dict[str, Any]]:
+    tasks = [{"items": json.dumps(part)} for images in sets.values() for part in _tasks(images)]
+    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    dataset.context.execution_options.preserve_order = True
+    results = dataset.map_batches(_read, batch_size=1, num_cpus=READER_CPUS).map_batches(  # pyrefly: ignore
+        MeasureActor,
+        batch_size=config.batch_size,
+        compute=ray.data.ActorPoolStrategy(size=config.actors),
+        num_cpus=config.cpus_per_actor,
+        num_gpus=config.gpus_per_actor,
+        fn_constructor_args=(ray.put(measure),),  # read once, not by every actor
+    )
+    yield from results.iter_batches(batch_size=config.batch_size, batch_format="numpy")  # pyrefly: ignore
+
+
+def _tasks(images: ImageSet) -> Iterator[list[Item]]:
+    """What one task reads: a shard, or some files."""
+    size = _FILES_PER_TASK if images.kind == "folder" else 1
+    for start in range(0, len(images.items), size):
+        yield images.items[start : start + size]
+
+
+def _read(batch: dict[str, np.ndarray]) -> dict[str, list]:
+    rows = [row for part in batch["items"] for row in read_rows(json.loads(part))]
+    return {key: [row[key] for row in rows] for key in ("role", "id", "hr", "lr", "rejected")}
+
+
+class MeasureActor:
+    """A Ray actor around Measure."""
+
+    def __init__(self, shared: ray.ObjectRef):
+        # The number of threads changes the last bits of sums: the same on every actor and machine.
+        torch.set_num_threads(1)
+        self.measure: Measure = ray.get(shared)
+        gpu = self.measure.config.gpus_per_actor and torch.cuda.is_available()
+        self.measure.to(torch.device("cuda" if gpu else "cpu"))
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        return self.measure(batch)
+
+
+def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]) -> None:
+    """The first images of each set, as they went in and came out: for a report that puts models side by side."""
+    rows: list[dict[str, Any]] = []
+    for role, name in (("test", "grid.png"), ("real", "real.png")):
+        if role not in sets:
+            continue
+        shown: list[tuple[Face, torch.Tensor]] = []
+        for row in islice(read_rows(sets[role].items), 2 * _EXAMPLES):
+            try:
+                if not row["rejected"] and len(shown) < _EXAMPLES:
+                    face = measure.decode(0, role, row["id"], row["hr"], row["lr"])
+                    (image,) = measure.outputs([face])
+                    if isinstance(image, torch.Tensor):
+                        shown.append((face, image))
+            except BadImage:
+                continue  # counted and told by the tally
+        for face, image in shown:
+            pictures = {"lr": face.lr, "sr": image, "hr": face.hr}
+            encoded = {key: None if x is None else encode_png(x) for key, x in pictures.items()}
+            rows.append({"role": role, "id": face.id, **encoded})
+        columns = [[face.lr, _enlarged(face, image), image, face.hr] for face, image in shown]
+        lines = [list(line) for line in zip(*columns, strict=True) if line[0] is not None]
+        storage.write_bytes(storage.join(config.output, name), encode_png(grid(lines, cell=96)))
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), buffer)
+    storage.write_bytes(storage.join(config.output, "examples.parquet"), buffer.getvalue())
+
+
+def _enlarged(face: Face, image: torch.Tensor) -> torch.Tensor:
+    assert face.lr is not None
+    return resize(face.lr[None], image.shape[-2], image.shape[-1])[0]

@@ -1,0 +1,213 @@
+"""Rows of numbers -> the numbers of a set, in one pass and in memory that does not grow with it."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from facelab.data import shards
+from facelab.errors import UsageError
+from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.measure import FEATURES, Measure
+from facelab.evaluation.rows import ImageSet, draw_key
+from facelab.metrics import frechet
+from facelab.metrics.intervals import Bootstrap
+from facelab.metrics.kid import Sample, kid
+from facelab.metrics.protocol import Protocol
+
+
+class _Side:
+    """Features of one set: moments of its parts, and a sample for KID."""
+
+    def __init__(self) -> None:
+        self.parts = [frechet.Moments() for _ in range(frechet.GROUPS)]
+        self.sample = Sample()
+        self.count = 0
+
+    def add(self, keys: np.ndarray, features: torch.Tensor) -> None:
+        part = (self.count + torch.arange(len(features))) % frechet.GROUPS
+        for index in part.unique().tolist():
+            self.parts[index].add(features[part == index])
+        self.sample.add(keys, features)
+        self.count += len(features)
+
+
+class Tally:
+    """Takes the batches of `Measure`, whatever their sizes; knows the summary at the end."""
+
+    def __init__(self, config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet], table: Path):
+        self.config, self.measure, self.sets = config, measure, sets
+        self.names = measure.names
+        roles = ("test", "real", "reference")
+        self.counts, self.hashes = dict.fromkeys(roles, 0), {role: shards.RowHash() for role in roles}
+        self.outputs = shards.RowHash()
+        self.rejected: dict[str, list[dict[str, str]]] = {role: [] for role in roles}
+        self.bootstraps = {role: Bootstrap(len(self.names), config.seed) for role in ("test", "real")}
+        layers = measure.features.layers if measure.features else ()
+        # drawn: as many real outputs as there are test faces, where those are fewer.
+        self.sides = {layer: {role: _Side() for role in (*roles, "drawn")} for layer in layers}
+        self.schema = pa.schema(
+            [("role", pa.string()), ("id", pa.string()), *((name, pa.float64()) for name in self.names)]
+        )
+        self.writer = pq.ParquetWriter(table, self.schema, compression="zstd")
+
+    def add(self, batch: dict[str, Any]) -> None:
+        """Fold in one batch."""
+        rejected, roles, ids = (np.asarray(batch[key], dtype=str) for key in ("rejected", "role", "id"))
+        for i in np.flatnonzero(rejected != ""):
+            source = self.sets[roles[i]].uri
+            self.rejected[roles[i]].append({"id": str(ids[i]), "source": source, "reason": str(rejected[i])})
+        for role in self.counts:
+            rows = np.flatnonzero((roles == role) & (rejected == ""))
+            if len(rows):
+                self._add_images(role, rows, ids, batch)
+
+    def _add_images(self, role: str, rows: np.ndarray, ids: np.ndarray, batch: dict[str, Any]) -> None:
+        self.counts[role] += len(rows)
+        for i in rows:
+            self.hashes[role].add({"image": str(batch["digest"][i])})
+        names = [str(i) for i in ids[rows]]
+        if role != "reference":
+            for i in rows:
+                self.outputs.add({"image": str(batch["output_digest"][i])})
+            values = np.stack([np.asarray(batch[n], np.float64)[rows] for n in self.names], 1) if self.names else None
+            columns = {name: pa.array(values[:, k], from_pandas=True) for k, name in enumerate(self.names)}  # pyrefly: ignore
+            ids_and_numbers = {"role": [role] * len(rows), "id": names, **columns}
+            self.writer.write_table(pa.table(ids_and_numbers, schema=self.schema))
+            if values is not None:
+                for name, own in zip(names, values, strict=True):
+                    self.bootstraps[role].add(name, own)
+        if self.sides:
+            self._add_features(role, rows, names, batch)
+
+    def _add_features(self, role: str, rows: np.ndarray, names: list[str], batch: dict[str, Any]) -> None:
+        keys = np.array([draw_key(self.config.seed, name) for name in names], np.uint64)
+        threshold = self.measure.thresholds.get(role)
+        for layer, sides in self.sides.items():
+            features = torch.from_numpy(np.asarray(batch[FEATURES + layer], np.float32)[rows])
+            wanted = ~features[:, 0].isnan()  # only those of drawn test faces were computed
+            if wanted.any():
+                sides[role].add(keys[wanted.numpy()], features[wanted])
+            if role == "real" and threshold is not None:
+                drawn = torch.from_numpy(keys <= np.uint64(threshold))
+                if drawn.any():
+                    sides["drawn"].add(keys[drawn.numpy()], features[drawn])
+
+    def finish(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """The summary, and the protocol of each of its numbers.
+
+        Raises:
+            UsageError: nothing usable in a set, or shards are missing.
+            RuntimeError: too many rejected.
+        """
+        self.writer.close()
+        self._check_counts()
+        summary: dict[str, Any] = {}
+        protocols: dict[str, Protocol] = {}
+        if "test" in self.sets:
+            self._per_image("test", "", summary, protocols)
+            summary |= {"n": self.counts["test"], "lr_kind": self.sets["test"].lr_kind}
+            summary |= {"n_rejected": len(self.rejected["test"]), "data_hash": self.hashes["test"].hexdigest()[:16]}
+        if "real" in self.sets:
+            self._per_image("real", "_real", summary, protocols)
+            summary |= {"n_real": self.counts["real"], "n_reference": self.counts["reference"]}
+            summary |= {f"n_rejected_{role}": len(self.rejected[role]) for role in ("real", "reference")}
+            for layer in self.sides:
+                self._distances(layer, summary, protocols)
+        summary |= {f"protocol_{name}": protocol.fingerprint for name, protocol in protocols.items()}
+        return summary, {name: asdict(protocol) for name, protocol in protocols.items()}
+
+    def _check_counts(self) -> None:
+        for role, images in self.sets.items():
+            own = self.rejected[role]
+            first = f"; the first of {len(own)} rejected: {own[0]['id']}: {own[0]['reason']}" if own else ""
+            if not self.counts[role]:
+                raise UsageError(f"{images.uri}: no usable face{first}")
+            if len(own) > self.config.max_rejected * images.rows:
+                raise UsageError(
+                    f"{images.uri}: {len(own)} of {images.rows} images cannot be used, more than --max-rejected "
+                    f"{self.config.max_rejected:g}{first}"
+                )
+            if self.counts[role] + len(own) != images.rows:
+                raise UsageError(
+                    f"{images.uri}: {self.counts[role] + len(own)} {images.kind} where the manifest counts "
+                    f"{images.rows}: write the set again"
+                )
+
+    def _per_image(self, role: str, suffix: str, summary: dict[str, Any], protocols: dict[str, Protocol]) -> None:
+        for name, interval in zip(self.names, self.bootstraps[role].intervals(), strict=True):
+            equal = role == "test" and interval is None and name.startswith("psnr")  # equal images: infinite
+            if interval is None and not equal:
+                continue  # a metric of the other role
+            key = name + suffix
+            summary[key] = float("inf") if interval is None else interval.mean
+            if interval is not None and interval.low is not None:
+                summary |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
+            if interval is not None and interval.n < self.counts[role]:
+                summary[f"{key}_undefined"] = self.counts[role] - interval.n
+            protocols[key] = self._protocol(key, role, **self._settings(name))
+
+    def _settings(self, name: str) -> dict[str, Any]:
+        family, _, colour = name.partition("_")
+        c, m = self.config, self.measure
+        if family in ("psnr", "ssim"):
+            return {"colour": colour, "crop": c.crop}
+        if family == "lpips" and m.lpips:
+            return {"colour": "rgb", "weights": m.lpips.sha256, "settings": {"heads": "lpips v0.1"}}
+        if family == "identity" and m.identity:
+            settings = c.identity.model_dump(exclude={"embedding"})
+            return {"colour": c.identity.colour, "weights": m.identity.sha256, "settings": settings}
+        assert m.brisque
+        return {"colour": "y", "weights": m.brisque.sha256}
+
+    def _protocol(self, name: str, role: str, **own: Any) -> Protocol:
+        size = "native" if self.config.native else str(self.measure.hr_size)
+        if self.sets[role].kind == "pairs":
+            size = "of the pairs"
+        inputs = self.hashes[role].hexdigest()
+        lr = self.sets[role].lr_kind
+        return Protocol(name, version=1, n=self.counts[role], inputs=inputs, size=size, lr=lr, **own)
+
+    def _distances(self, layer: str, summary: dict[str, Any], protocols: dict[str, Protocol]) -> None:
+        """FD or FID with interval, extrapolation and floor; KID with its own."""
+        c, network, sides = self.config.features, self.measure.features, self.sides[layer]
+        assert network is not None
+        main = layer == network.main
+        name = c.metric if main else f"fd_{c.network}_{layer}"
+        kernel = f"kid_{c.network}" + ("" if main else f"_{layer}")
+        real, reference = sides["real"], sides["reference"]
+        if min(real.count, reference.count) < 2:
+            raise UsageError(
+                f"{self.config.real}, {self.config.reference}: {real.count} and {reference.count} usable images; a "
+                "Fréchet distance needs 2 on each side"
+            )
+        base = frechet.Reference(frechet.merged(reference.parts), "reference")
+        found = frechet.estimate(base, real.parts)
+        summary[name] = found.value
+        spread = {"low": found.low, "high": found.high, "infinity": found.infinity, "warning": found.warning}
+        summary |= {f"{name}_{key}": value for key, value in spread.items() if value is not None}
+        summary |= {f"{name}_layer": layer, f"{name}_dims": network.dims[layer]}
+        distance = kid(reference.sample.rows(), real.sample.rows(), seed=self.config.seed)
+        summary |= {kernel: distance.mean, f"{kernel}_std": distance.std}
+        summary[f"{kernel}_subset_size"] = distance.subset_size
+        floor = sides["test"]
+        if floor.count >= 2:
+            # Sharp test faces against the sharp reference: what a perfect model would have, at the same N.
+            summary[f"{name}_floor"] = base.distance(frechet.merged(floor.parts), "test")
+            summary[f"{name}_floor_n"] = floor.count
+            if sides["drawn"].count >= 2:  # fewer test faces than real ones
+                summary[f"{name}_at_floor_n"] = base.distance(frechet.merged(sides["drawn"].parts))
+            summary[f"{kernel}_floor"] = kid(reference.sample.rows(), floor.sample.rows(), seed=self.config.seed).mean
+        common = {
+            "colour": "rgb",
+            "weights": network.sha256,
+            "reference": self.hashes["reference"].hexdigest(),
+            "n_reference": self.counts["reference"],
+        }
+        protocols[name] = self._protocol(name, "real", **common, settings={"layer": layer})
+        settings = {"layer": layer, "subset_size": distance.subset_size, "seed": self.config.seed}
+        protocols[kernel] = self._protocol(kernel, "real", **common, settings=settings)

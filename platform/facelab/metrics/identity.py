@@ -1,0 +1,105 @@
+"""Identity similarity: the cosine of two faces' embeddings, by whatever recognition network the user names."""
+
+import hashlib
+import io
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from facelab import storage
+from facelab.config import Config, Uri
+from facelab.errors import UsageError
+from models.resize import resize
+
+
+class IdentityConfig(Config):
+    """A face-recognition network; the defaults fit ArcFace's as InsightFace publishes them."""
+
+    embedding: Uri | None = None
+    """URI of the network: .onnx, TorchScript (.pt, .ts) or torch.export (.pt2); (B, 3, S, S) -> (B, D)."""
+    size: int = Field(default=112, ge=16)
+    """Side S of its input, px; faces are resized to it whole, not aligned by landmarks."""
+    colour: Literal["rgb", "bgr"] = "rgb"
+    """Order of its input channels."""
+    mean: float = 127.5
+    """Subtracted from 0..255."""
+    std: float = Field(default=127.5, gt=0)
+    """Then divided by."""
+
+
+class Identity:
+    """Two (B, 3, H, W) uint8 of square faces -> (B,) cosines in [-1, 1]."""
+
+    def __init__(self, config: IdentityConfig):
+        """
+        Raises:
+            UsageError: no network given, or one that cannot be read or gives no embeddings.
+        """
+        if config.embedding is None:
+            raise UsageError(
+                "metric identity: needs --identity.embedding, the URI of a face-recognition network as ONNX, "
+                "TorchScript or torch.export file, such as an ArcFace of 112 px; none comes with facelab"
+            )
+        self.config, self.device = config, torch.device("cpu")
+        self.data = storage.read_bytes(config.embedding)
+        self.sha256 = hashlib.sha256(self.data).hexdigest()
+        self._network: Any = None
+        found = self.embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
+        if found.ndim != 2 or len(found) != 2:
+            raise UsageError(f"{config.embedding}: gives {tuple(found.shape)} for 2 faces, not embeddings (2, D)")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_network": None}  # neither kind of network can be pickled: workers load the bytes
+
+    def to(self, device: torch.device) -> "Identity":
+        self.device, self._network = device, None
+        return self
+
+    @torch.no_grad()
+    def embed(self, faces: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) uint8 -> (B, D), of any length."""
+        c = self.config
+        x = (resize(faces.float(), c.size).clamp(0, 255) - c.mean) / c.std
+        x = x.flip(1) if c.colour == "bgr" else x
+        if self._network is None:
+            self._network = self._load()
+        try:
+            return torch.as_tensor(self._network(x)).cpu().float()
+        except Exception as error:  # whatever a foreign network raises: most often a fixed batch or another size
+            reason = str(error).strip().splitlines()[-1][:200]
+            raise UsageError(
+                f"{c.embedding}: cannot embed {tuple(x.shape)} ({reason}): export it with a dynamic batch, and give "
+                "its --identity.size"
+            ) from error
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cosine_similarity(self.embed(x), self.embed(y))
+
+    def _load(self) -> Any:
+        uri = str(self.config.embedding)
+        try:
+            if uri.endswith(".onnx"):
+                return _onnx(self.data)
+            if uri.endswith(".pt2"):
+                return torch.export.load(io.BytesIO(self.data)).module().to(self.device)
+            module = torch.jit.load(io.BytesIO(self.data), map_location=self.device).eval()
+        except UsageError:
+            raise
+        except Exception as error:  # damaged files raise a dozen types
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UsageError(f"{uri}: no ONNX (.onnx), TorchScript or torch.export (.pt2) file ({reason})") from error
+        return lambda x: module(x.to(self.device))
+
+
+def _onnx(data: bytes) -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError("an ONNX network needs onnxruntime: pip install 'facelab[onnx]'") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(data, options, providers=onnxruntime.get_available_providers())
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x.numpy()})[0]

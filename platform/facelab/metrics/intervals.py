@@ -1,0 +1,80 @@
+"""95 % intervals of means over images, by a bootstrap that streams, merges, and pairs two models by itself."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from facelab.seeding import seed_for
+
+REPLICATES = 1000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and where it would lie with other images of the same kind."""
+
+    mean: float
+    low: float | None
+    """2.5 % and 97.5 % quantiles over the replicates; None for fewer than 3 images."""
+    high: float | None
+    n: int
+
+
+class Bootstrap:
+    """Poisson bootstrap (Hanley & MacGibbon 2006): in each replicate an image counts Poisson(1) times, drawn from its
+    id alone. So no value is kept, order does not matter, and two models on the same images meet the same replicates.
+    """
+
+    def __init__(self, columns: int = 1, seed: int = 0):
+        self.seed, self.count = seed, np.zeros(columns, np.int64)
+        self._sums = np.zeros((REPLICATES, columns))
+        self._weights = np.zeros((REPLICATES, columns))
+        self._total = np.zeros(columns)
+
+    def add(self, identifier: str, values: np.ndarray) -> None:
+        """Add an image's values (columns,); a nan or infinity is left out of its column."""
+        usable = np.isfinite(values)
+        if not usable.any():
+            return
+        values = np.where(usable, values, 0)
+        weights = np.random.default_rng(seed_for(self.seed, "bootstrap", identifier)).poisson(1.0, REPLICATES)[:, None]
+        self.count += usable
+        self._total += values
+        self._sums += weights * values
+        self._weights += weights * usable
+
+    def merge(self, other: "Bootstrap") -> Self:
+        """Add the images that another instance has seen."""
+        if other.seed != self.seed:
+            raise ValueError(f"bootstraps of seeds {self.seed} and {other.seed} cannot be merged")
+        for name in ("count", "_sums", "_weights", "_total"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+    def intervals(self) -> list[Interval | None]:
+        """One for each column; None where no value was usable."""
+        return [self._interval(column) for column in range(len(self.count))]
+
+    def _interval(self, column: int) -> Interval | None:
+        n = int(self.count[column])
+        if not n:
+            return None
+        low = high = None
+        if n >= 3:
+            drawn = self._weights[:, column] > 0
+            means = self._sums[drawn, column] / self._weights[drawn, column]
+            low, high = (float(q) for q in np.quantile(means, (0.025, 0.975)))
+        return Interval(float(self._total[column] / n), low, high, n)
+
+
+def paired_difference(a: dict[str, float], b: dict[str, float], seed: int = 0) -> Interval | None:
+    """Mean of a − b over the images that both have (id -> value), with its interval; None if there are none.
+
+    The difference of two models on the same images varies far less than either: whether an interval of it holds 0 says
+    what two overlapping intervals do not.
+    """
+    bootstrap = Bootstrap(seed=seed)
+    for identifier in sorted(a.keys() & b.keys()):
+        bootstrap.add(identifier, np.array([a[identifier] - b[identifier]]))
+    return bootstrap.intervals()[0]

@@ -1,0 +1,69 @@
+"""What every page shares: its frame, rows of pictures, figures. Pages are one self-contained file."""
+
+import base64
+import html
+import io
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from facelab.images import encode_png, grid
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+PictureRow = tuple[str, list[torch.Tensor] | torch.Tensor]
+"""A label and the images (3, h, w) uint8 beside it."""
+
+
+def page(title: str, body: list[str]) -> str:
+    """A whole HTML file."""
+    return _PAGE.format(title=html.escape(title), body="\n".join(body))
+
+
+def picture_rows(rows: list[PictureRow], cell: int, columns: int = 8) -> str:
+    """Labelled rows of images, at `cell` px each."""
+    parts = []
+    for label, images in rows:
+        data = base64.b64encode(encode_png(grid([images[:columns]], cell))).decode()  # pyrefly: ignore
+        name = html.escape(label)
+        parts.append(f'<div class=row><span>{name}</span><img alt="{name}" src="data:image/png;base64,{data}"></div>')
+    return f"<div class=pictures>{''.join(parts)}</div>"
+
+
+def picture_grid(rows: list[PictureRow], cell: int, columns: int = 8, margin: int = 150) -> bytes:
+    """The same as one PNG, for a paper or a chat."""
+    sheet = grid([list(images[:columns]) for _, images in rows], cell)
+    picture = Image.new("RGB", (sheet.shape[1] + margin, sheet.shape[0]), "white")
+    picture.paste(Image.fromarray(sheet), (margin, 0))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
+    for index, (label, _) in enumerate(rows):
+        draw.text((4, index * (cell + 2) + cell // 2), label, fill="black", font=font, anchor="lm")
+    return encode_png(np.asarray(picture))
+
+
+def svg(figure: Figure) -> str:
+    """A matplotlib figure as an element of a page; closes it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg")
+    plt.close(figure)
+    return f"<div class=curves>{buffer.getvalue().split('?>', 1)[-1]}</div>"
+
+
+_PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
+<title>{title}</title><style>
+body{{font:16px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem;color:#1c2430}}
+h1{{margin-bottom:0}}h2{{margin-top:2.4rem;border-bottom:1px solid #dde3ea;padding-bottom:.2rem}}.lead{{font-size:1.1rem}}
+.verdict{{background:#eef6f0;border-left:4px solid #3a9a5b;padding:.7rem 1rem}}.note{{color:#66707c;font-size:.9rem}}
+.row{{display:flex;align-items:center;margin:2px 0}}.row span{{flex:0 0 150px;font-size:.9rem;color:#47515d}}
+.row img{{max-width:calc(100% - 150px);image-rendering:pixelated}}.pictures,.wide{{overflow-x:auto}}
+table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.3rem .9rem;border-bottom:1px solid #e3e8ee;text-align:right}}
+td:first-child,th:first-child{{text-align:left}}td small{{color:#66707c;display:block;white-space:nowrap}}
+tr.floor td{{color:#66707c;font-style:italic}}
+pre{{background:#f4f6f8;padding:.6rem .8rem;overflow-x:auto}}
+.curves svg{{width:100%;height:auto}}
+</style><body>{body}</body></html>
+"""

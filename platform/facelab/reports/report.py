@@ -1,0 +1,303 @@
+"""Evaluations of several models -> one table, paired differences, picture grids and plots."""
+
+import html
+import io
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from pydantic import model_validator
+
+from facelab import storage
+from facelab.config import JobConfig
+from facelab.errors import UsageError
+from facelab.images import decode
+from facelab.metrics.intervals import Interval, paired_difference
+from facelab.metrics.protocol import metric
+from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
+from facelab.reports.table import Row, Table, build_table
+from facelab.tracking import JobRun, find_runs, run_artifacts
+
+
+class ReportConfig(JobConfig):
+    """Put evaluations side by side: table (Markdown, LaTeX, HTML), differences, pictures, plots."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"debug": {}, "demo": {}, "paper": {}}
+
+    runs: tuple[str, ...] = ()
+    """Outputs of jobs.evaluate: folders or their summary.json, or MLflow runs as runs:/ID; in the order of the rows."""
+    filter: str | None = None
+    """MLflow search instead of a list, as in its UI: all finished evaluations of --experiment that match, such as
+    "tags.preset = 'mini'"; oldest first."""
+    names: tuple[str, ...] = ()
+    """Row names, one for each run; default: the models' names."""
+    columns: tuple[str, ...] = ()
+    """Metrics of the table, such as psnr_y ssim_y fid; default: all."""
+    baseline: str | None = None
+    """Row that the others are compared with, image by image; default: the first."""
+
+    @model_validator(mode="after")
+    def _some_runs(self):
+        if bool(self.runs) == (self.filter is not None):
+            raise ValueError("give either --runs or --filter")
+        if self.names and self.runs and len(self.names) != len(self.runs):
+            raise ValueError(f"{len(self.names)} names for {len(self.runs)} runs")
+        return self
+
+
+@dataclass(frozen=True)
+class Result:
+    """What jobs.evaluate wrote of one model."""
+
+    row: Row
+    per_image: dict[str, dict[str, float]]
+    """Metric -> id -> value, of the test faces."""
+    examples: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        return self.row.name
+
+    def pictures(self, role: str, column: str) -> dict[str, torch.Tensor]:
+        """id -> (3, h, w) uint8, where the evaluation kept it."""
+        return {
+            e["id"]: torch.from_numpy(decode(e[column])).permute(2, 0, 1)
+            for e in self.examples
+            if e["role"] == role and e[column] is not None
+        }
+
+
+def report(config: ReportConfig, run: JobRun) -> dict[str, Any]:
+    """Write table.md, table.tex, report.html, plots and picture grids to --output; returns the summary.
+
+    Raises:
+        UsageError: not evaluations, or not computed alike.
+    """
+    with tempfile.TemporaryDirectory(prefix="facelab-") as scratch:
+        results = _load(config, run.uri, scratch)
+    table = build_table([result.row for result in results], config.columns)
+    names = [result.name for result in results]
+    if config.baseline and config.baseline not in names:
+        raise UsageError(f"--baseline {config.baseline}: not a row; they are {', '.join(names)}")
+    baseline = results[names.index(config.baseline) if config.baseline else 0]
+    pairs = _differences(results, baseline, [m for m in table.metrics if m in baseline.per_image], config.seed)
+
+    files: dict[str, bytes] = {"table.md": table.markdown().encode(), "table.tex": table.latex().encode()}
+    body = [f"<h1>{html.escape(PurePosixPath(config.output).name)}</h1>", "<h2>Numbers</h2>", table.html()]
+    if pairs:
+        files["table.md"] += ("\n" + _differences_markdown(pairs, baseline.name)).encode()
+        body += [f"<h2>Differences to {html.escape(baseline.name)}, on the same images</h2>", _differences_html(pairs)]
+    for role, title in (("test", "Test faces, with truth"), ("real", "Real low-resolution faces, without")):
+        rows = _picture_rows(results, role)
+        if rows:
+            files[f"grid_{role}.png"] = picture_grid(rows, cell=96)
+            body += [f"<h2>{title}</h2>", picture_rows(rows, cell=112)]
+    body += ["<h2>Plots</h2>", svg(_plot_intervals(table, results))]
+    if any(result.per_image for result in results):
+        body.append(svg(_plot_images(results, table)))
+    body += ["<h2>How each number was computed</h2>", _protocols(results, table)]
+    files["report.html"] = page("facelab report", body).encode()
+    for name, data in files.items():
+        storage.write_bytes(storage.join(config.output, name), data)
+        with storage.local_copy(storage.join(config.output, name)) as file:
+            run.artifact(file)
+    print(files["table.md"].decode())
+    best = {f"best_{name}": _best(table, i) for i, name in enumerate(table.metrics) if len(results) > 1}
+    return {"n_models": len(results), "models": ", ".join(names), **best}
+
+
+def _best(table: Table, column: int) -> str:
+    return ", ".join(name for name, cells in table.rows if (cell := cells[column]) is not None and cell.best)
+
+
+def _load(config: ReportConfig, tracking_uri: str, scratch: str) -> list[Result]:
+    uris = config.runs
+    if config.filter is not None:
+        uris = tuple(f"runs:/{i}" for i in find_runs(tracking_uri, config.experiment, config.filter, job="evaluate"))
+        if not uris:
+            raise UsageError(f"--filter {config.filter}: no finished evaluation in experiment {config.experiment}")
+        if config.names and len(config.names) != len(uris):
+            raise UsageError(f"--names: {len(config.names)} names for the {len(uris)} runs that --filter found")
+    folders = [
+        run_artifacts(tracking_uri, uri, scratch)
+        if uri.startswith("runs:/")
+        else storage.normalise(uri).removesuffix("/summary.json")
+        for uri in uris
+    ]
+    summaries = [_json(storage.join(folder, "summary.json"), uri) for folder, uri in zip(folders, uris, strict=True)]
+    names = config.names or _names(summaries, uris)
+    if len(set(names)) < len(names):
+        raise UsageError(f"--names: rows need different names, not {', '.join(names)}")
+    return [_result(*given) for given in zip(names, folders, uris, summaries, strict=True)]
+
+
+def _names(summaries: Sequence[dict[str, Any]], uris: Sequence[str]) -> tuple[str, ...]:
+    models = [str(summary.get("model", "?")).split("@")[0] for summary in summaries]
+    places = [PurePosixPath(uri.removesuffix("/summary.json")).name for uri in uris]
+    return tuple(m if models.count(m) == 1 else f"{m} ({p})" for m, p in zip(models, places, strict=True))
+
+
+def _json(place: str, uri: str) -> dict[str, Any]:
+    try:
+        return json.loads(storage.read_bytes(place))
+    except UsageError as error:
+        name = place.rsplit("/", 1)[1]
+        raise UsageError(f"{uri}: no {name} there: give the --output of jobs.evaluate, or runs:/ID") from error
+    except ValueError as error:
+        raise UsageError(f"{place}: damaged ({error}): evaluate again") from error
+
+
+def _result(name: str, folder: str, uri: str, summary: dict[str, Any]) -> Result:
+    if not any(key.startswith("protocol_") for key in summary):
+        raise UsageError(f"{uri}: its numbers have no protocol: give the --output of jobs.evaluate")
+    row = Row(name, summary, _json(storage.join(folder, "protocol.json"), uri))
+    per_image: dict[str, dict[str, float]] = {}
+    place = storage.join(folder, "per_image.parquet")
+    if storage.exists(place):
+        table = pq.read_table(io.BytesIO(storage.read_bytes(place)), filters=[("role", "=", "test")]).to_pydict()
+        for column in table.keys() - {"role", "id"}:
+            values = zip(table["id"], table[column], strict=True)
+            per_image[column] = {i: v for i, v in values if v is not None and np.isfinite(v)}
+    place = storage.join(folder, "examples.parquet")
+    examples = pq.read_table(io.BytesIO(storage.read_bytes(place))).to_pylist() if storage.exists(place) else []
+    return Result(row, per_image, examples)
+
+
+Differences = dict[str, dict[str, Interval]]
+"""Row -> metric -> difference to the baseline."""
+
+
+def _differences(results: list[Result], baseline: Result, columns: list[str], seed: int) -> Differences:
+    found: Differences = {}
+    for result in results:
+        if result is not baseline:
+            intervals = {
+                c: paired_difference(result.per_image.get(c, {}), baseline.per_image[c], seed) for c in columns
+            }
+            found[result.name] = {c: interval for c, interval in intervals.items() if interval is not None}
+    return {name: intervals for name, intervals in found.items() if intervals}
+
+
+def _difference(interval: Interval, name: str) -> str:
+    """+0.31 [0.22, 0.40]; with a star where the interval leaves out 0."""
+    digits = metric(name).digits
+    text = f"{interval.mean:+{digits}}"
+    if interval.low is None or interval.high is None:
+        return text
+    star = "*" if interval.low > 0 or interval.high < 0 else ""
+    return f"{text}{star} [{interval.low:+{digits}}, {interval.high:+{digits}}]"
+
+
+def _columns(pairs: Differences) -> list[str]:
+    return list(dict.fromkeys(name for intervals in pairs.values() for name in intervals))
+
+
+_STAR = "Paired bootstrap over the images that both have, 95 %; *: the interval leaves out 0."
+
+
+def _differences_markdown(pairs: Differences, baseline: str) -> str:
+    columns = _columns(pairs)
+    lines = [["minus " + baseline, *(metric(c).title for c in columns)], ["---"] + ["---:"] * len(columns)]
+    for name, found in pairs.items():
+        shown = [_difference(found[c], c).replace("*", "\\*") if c in found else "–" for c in columns]
+        lines.append([name, *shown])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{_STAR}\n".replace("*:", "\\*:")
+
+
+def _differences_html(pairs: Differences) -> str:
+    columns = _columns(pairs)
+    head = "".join(f"<th>{html.escape(metric(c).title)}" for c in columns)
+    lines = []
+    for name, found in pairs.items():
+        cells = "".join(f"<td>{_difference(found[c], c) if c in found else '–'}" for c in columns)
+        lines.append(f"<tr><td>{html.escape(name)}{cells}</tr>")
+    return f"<div class=wide><table><tr><th>{head}</tr>{''.join(lines)}</table></div><p class=note>{_STAR}</p>"
+
+
+def _picture_rows(results: list[Result], role: str) -> list[PictureRow]:
+    """Input, each method, and truth where there is one, of the images that every evaluation kept."""
+    methods = [(result.name, result.pictures(role, "sr")) for result in results]
+    methods = [(name, found) for name, found in methods if found]
+    if not methods:
+        return []
+    source = next(result for result in results if result.name == methods[0][0])
+    shared = [i for i in methods[0][1] if all(i in found for _, found in methods)]
+    rows: list[PictureRow] = []
+    for label, pictures in (
+        ("input", source.pictures(role, "lr")), *methods, ("truth", source.pictures(role, "hr")),
+    ):  # fmt: skip
+        images = [pictures[i] for i in shared if i in pictures]
+        if images:
+            rows.append((label, images))
+    return rows
+
+
+def _plot_intervals(table: Table, results: list[Result]) -> Figure:
+    """A dot and its interval for each model, a panel for each metric."""
+    count = len(table.metrics)
+    across = min(count, 4)
+    down = -(-count // across)
+    figure, axes = plt.subplots(
+        down, across, figsize=(3.6 * across, down * (0.9 + 0.32 * len(results))), squeeze=False, sharey=True
+    )
+    for axis, (name, known) in zip(axes.flat, table.metrics.items(), strict=False):
+        for y, result in enumerate(results):
+            value, low, high = (result.row.summary.get(f"{name}{end}") for end in ("", "_low", "_high"))
+            deviation = result.row.summary.get(f"{name}_std")
+            if value is None:
+                continue
+            if deviation is not None:
+                low, high = value - deviation, value + deviation
+            if low is not None and high is not None:
+                axis.plot([low, high], [y, y], color="tab:blue", lw=2, alpha=0.5)
+            axis.plot(value, y, "o", color="tab:blue")
+        floors = {result.row.summary.get(f"{name}_floor") for result in results} - {None}
+        if len(floors) == 1:
+            axis.axvline(floors.pop(), color="grey", ls=":", lw=1)
+        axis.set_title(f"{known.title} {'↑' if known.better > 0 else '↓'}", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    axes[0, 0].set_yticks(range(len(results)), [result.name for result in results])
+    axes[0, 0].set_ylim(len(results) - 0.5, -0.5)
+    figure.tight_layout()
+    return figure
+
+
+def _plot_images(results: list[Result], table: Table) -> Figure:
+    """How each metric is spread over the images."""
+    shown = [name for name in table.metrics if any(name in result.per_image for result in results)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.6), squeeze=False)
+    for axis, name in zip(axes[0], shown, strict=True):
+        having = [result for result in results if result.per_image.get(name)]
+        values = [list(result.per_image[name].values()) for result in having]
+        axis.boxplot(values, orientation="horizontal", showfliers=False, tick_labels=[result.name for result in having])
+        axis.invert_yaxis()
+        axis.set_title(f"{table.metrics[name].title}, each image", fontsize=10)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def _protocols(results: list[Result], table: Table) -> str:
+    """Each column's protocol, which is that of all its rows."""
+    items = []
+    for name in table.metrics:
+        found = next(r.row.protocols[name] for r in results if name in r.row.protocols)
+        said = {k: v for k, v in found.items() if v not in (None, {}, name)}
+        text = "; ".join(f"{key} {str(value)[:64]}" for key, value in said.items() if key != "metric")
+        items.append(f"<li><b>{html.escape(table.metrics[name].title)}</b> ({name}): {html.escape(text)}")
+    return f"<ul>{''.join(items)}</ul>"
+
+
+def report_plan(config: ReportConfig) -> str:
+    what = f"{len(config.runs)} evaluations" if config.runs else f"the evaluations where {config.filter}"
+    return f"compare {what}; write table.md, table.tex, report.html and picture grids to {config.output}"

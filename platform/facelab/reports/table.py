@@ -1,0 +1,184 @@
+"""The paper-style table: a row for each model, best in bold, intervals; Markdown, LaTeX, HTML.
+
+Numbers of different protocols never stand in one column.
+"""
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from facelab.errors import UsageError
+from facelab.metrics.protocol import Metric, differences, metric, metric_names
+
+
+@dataclass(frozen=True)
+class Row:
+    """The evaluation of one model."""
+
+    name: str
+    summary: dict[str, Any]
+    protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """protocol.json, to say in what two protocols differ."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number as a table shows it."""
+
+    value: str
+    spread: str
+    """[low, high] or ± deviation; empty where there is none."""
+    best: bool = False
+    mark: str = ""
+    """Of a footnote."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells that may be compared."""
+
+    metrics: dict[str, Metric]
+    rows: list[tuple[str, list[Cell | None]]]
+    """Name, and a cell for each metric; None where the model has no such number."""
+    floor: list[Cell | None]
+    """Real against real faces, below which no distance can be expected to fall; all None where nothing has one."""
+    notes: list[str]
+
+    def markdown(self) -> str:
+        head = ["", *(f"{m.title} {_arrow(m)}" for m in self.metrics.values())]
+        lines = [head, ["---"] + ["---:"] * len(self.metrics)]
+        lines += [[name, *map(_plain(("**", "**"), _as_is), cells)] for name, cells in self._all_rows()]
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return body + "".join(f"\n\n{note}" for note in self.notes) + "\n"
+
+    def latex(self) -> str:
+        """Needs the package booktabs."""
+        columns = "l" + "r" * len(self.metrics)
+        arrows = {1: "$\\uparrow$", -1: "$\\downarrow$"}
+        heads = [f"{_tex(m.title)} {arrows[m.better]}" for m in self.metrics.values()]
+        cell = _plain(("\\textbf{", "}"), lambda spread: f"{{\\scriptsize {_tex(spread)}}}")
+        lines = [" & ".join(["", *heads]) + " \\\\", "\\midrule"]
+        for name, cells in self.rows:
+            lines.append(" & ".join([_tex(name), *map(cell, cells)]) + " \\\\")
+        if any(self.floor):
+            lines += ["\\midrule", " & ".join(["\\textit{floor}", *map(cell, self.floor)]) + " \\\\"]
+        notes = "".join(f"\n% {note}" for note in self.notes)
+        body = "\n".join(lines).replace("–", "--").replace("†", "$^\\dagger$")
+        return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}{notes}\n"
+
+    def html(self) -> str:
+        def shown(cell: Cell | None) -> str:
+            if cell is None:
+                return "<td>–"
+            value = f"<b>{cell.value}</b>" if cell.best else cell.value
+            return f"<td>{value}{cell.mark}" + (f"<small>{html.escape(cell.spread)}</small>" if cell.spread else "")
+
+        head = "".join(f"<th>{html.escape(m.title)} {_arrow(m)}" for m in self.metrics.values())
+        lines = [f"<tr><td>{html.escape(name)}{''.join(map(shown, cells))}</tr>" for name, cells in self.rows]
+        if any(self.floor):
+            lines.append(f"<tr class=floor><td>floor{''.join(map(shown, self.floor))}</tr>")
+        notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
+        return f"<div class=wide><table><tr><th>{head}</tr>{''.join(lines)}</table></div>{notes}"
+
+    def _all_rows(self) -> list[tuple[str, list[Cell | None]]]:
+        return self.rows + ([("*floor*", self.floor)] if any(self.floor) else [])
+
+
+def build_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> Table:
+    """The table of some evaluations; `columns` chooses and orders its metrics, default all.
+
+    Raises:
+        UsageError: no such number, or numbers of different protocols in one column.
+    """
+    known = list(dict.fromkeys(name for row in rows for name in metric_names(row.summary)))
+    if unknown := [name for name in columns if name not in known]:
+        raise UsageError(f"--columns {unknown[0]}: none of these evaluations has it; they have {', '.join(known)}")
+    chosen = list(columns or known)
+    for name in chosen:
+        _require_one_protocol(name, rows)
+    metrics = {name: metric(name) for name in chosen}
+    cells = {name: _column(name, rows, metrics[name]) for name in chosen}
+    floors = {name: {row.summary.get(f"{name}_floor") for row in rows} - {None} for name in chosen}
+    floor = [
+        Cell(format(next(iter(floors[name])), metrics[name].digits), "") if len(floors[name]) == 1 else None
+        for name in chosen
+    ]
+    body = [(row.name, [cells[name][i] for name in chosen]) for i, row in enumerate(rows)]
+    return Table(metrics, body, floor, _notes(rows, chosen, metrics))
+
+
+def _require_one_protocol(name: str, rows: Sequence[Row]) -> None:
+    having = [row for row in rows if f"protocol_{name}" in row.summary]
+    for row in having[1:]:
+        if row.summary[f"protocol_{name}"] != having[0].summary[f"protocol_{name}"]:
+            how = differences(having[0].protocols.get(name, {}), row.protocols.get(name, {}))
+            raise UsageError(
+                f"{name} of {having[0].name} and of {row.name} cannot stand in one column, as they were not computed "
+                f"alike: {'; '.join(how) or 'other protocol'}: evaluate both alike, or choose other --columns"
+            )
+
+
+def _column(name: str, rows: Sequence[Row], known: Metric) -> list[Cell | None]:
+    values = [row.summary.get(name) for row in rows]
+    # JSON knows no infinity: the PSNR of equal images is null there.
+    numbers = [None if v is None else float(v) for v in values]
+    best = max((v * known.better for v in numbers if v is not None), default=math.nan)
+    cells: list[Cell | None] = []
+    for row, value in zip(rows, numbers, strict=True):
+        if value is None:
+            cells.append(None)
+            continue
+        get = row.summary.get
+        low, high, deviation = get(f"{name}_low"), get(f"{name}_high"), get(f"{name}_std")
+        spread = f"± {deviation:{known.digits}}" if deviation is not None else ""
+        if low is not None and high is not None:
+            spread = f"[{low:{known.digits}}, {high:{known.digits}}]"
+        mark = "†" if get(f"{name}_warning") else ""
+        cells.append(Cell(format(value, known.digits), spread, value * known.better == best and len(rows) > 1, mark))
+    return cells
+
+
+def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -> list[str]:
+    counts = {key: sorted({row.summary[key] for row in rows if key in row.summary}) for key in ("n", "n_real")}
+    told = [f"{' or '.join(map(str, found))} {what}" for (_, found), what in zip(
+        counts.items(), ("test faces", "real faces"), strict=True) if found]  # fmt: skip
+    notes = [f"{' and '.join(told)}; [ , ]: 95 % interval, ±: standard deviation over subsets."]
+    for name in chosen:
+        title = metrics[name].title
+        if warnings := {row.summary[f"{name}_warning"] for row in rows if f"{name}_warning" in row.summary}:
+            notes.append(f"† {title}: {'; '.join(sorted(warnings))}.")
+        same = [(r.name, r.summary[f"{name}_at_floor_n"]) for r in rows if f"{name}_at_floor_n" in r.summary]
+        if same:
+            n = next(row.summary[f"{name}_floor_n"] for row in rows if f"{name}_floor_n" in row.summary)
+            listed = ", ".join(f"{who} {value:{metrics[name].digits}}" for who, value in same)
+            notes.append(f"{title}: the floor is at N = {n}, where the models have: {listed}.")
+        limits = [(r.name, r.summary[f"{name}_infinity"]) for r in rows if f"{name}_infinity" in r.summary]
+        if limits:
+            listed = ", ".join(f"{who} {value:{metrics[name].digits}}" for who, value in limits)
+            notes.append(f"{title} extrapolated to infinitely many images: {listed}.")
+    return notes
+
+
+def _arrow(known: Metric) -> str:
+    return "↑" if known.better > 0 else "↓"
+
+
+def _as_is(text: str) -> str:
+    return text
+
+
+def _plain(bold: tuple[str, str], small: Callable[[str], str]) -> Callable[[Cell | None], str]:
+    def shown(cell: Cell | None) -> str:
+        if cell is None:
+            return "–"
+        value = f"{bold[0]}{cell.value}{bold[1]}" if cell.best else cell.value
+        return f"{value}{cell.mark}" + (f" {small(cell.spread)}" if cell.spread else "")
+
+    return shown
+
+
+def _tex(text: str) -> str:
+    escapes = {char: f"\\{char}" for char in "_%&#{}$"} | {"\\": "\\textbackslash{}", "±": "$\\pm$"}
+    return "".join(escapes.get(char, char) for char in text)

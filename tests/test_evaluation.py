@@ -1,0 +1,345 @@
+"""Evaluation: the same numbers however the work is cut, finished images of other tools, odd sets, floors, reports."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from facelab import model_store
+from facelab.config import build
+from facelab.data.faces import load_faces
+from facelab.data.prepare import PrepareConfig, prepare
+from facelab.data.shards import PAIR_SCHEMA, ShardSummary, finish_set, write_shard
+from facelab.errors import UsageError
+from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.run import evaluate, evaluate_and_log
+from facelab.images import encode_png
+from facelab.job import main, run_job
+from facelab.metrics import psnr
+from facelab.reports.report import ReportConfig, report
+from facelab.reports.table import Row, build_table
+from PIL import Image
+from test_metric_parity import he_, save_embedding
+from torch import nn
+
+from models import build_sr
+from models.resize import resize
+
+FEATURES = {"network": "mobilenet_v2", "layer": "block1"}
+
+
+def config(tmp_path: Path, name: str = "out", **values) -> EvaluateConfig:
+    values = {"model": "bicubic", "features": FEATURES, "actors": 0, "output": str(tmp_path / name)} | values
+    return build(EvaluateConfig, **values)
+
+
+def numbers(summary: dict) -> dict[str, float]:
+    return {key: value for key, value in summary.items() if isinstance(value, float)}
+
+
+def table_of(folder: Path) -> dict[str, list]:
+    return pq.read_table(folder / "per_image.parquet").to_pydict()
+
+
+def enlarged(lr: torch.Tensor) -> torch.Tensor:
+    """What `--model bicubic` makes."""
+    return model_store.super_resolve(build_sr("bicubic", 4), lr)
+
+
+def write_images(folder: Path, images: dict[str, torch.Tensor]) -> Path:
+    for name, image in images.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(encode_png(image))
+    return folder
+
+
+def part_of(folder: Path, count: int, tmp_path: Path) -> str:
+    """A copy of a folder's first files."""
+    place = tmp_path / folder.name
+    place.mkdir()
+    for file in sorted(folder.iterdir())[:count]:
+        shutil.copy(file, place)
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def edsr(tmp_path_factory) -> str:
+    """An untrained network: what it makes is ugly, but depends on every pixel."""
+    torch.manual_seed(0)
+    place = str(tmp_path_factory.mktemp("model"))
+    model_store.save_model(place, "sr", "edsr", build_sr("edsr", 4, size="mini"), 4, 64)
+    return place
+
+
+def test_a_model_on_faces_with_and_without_truth(tmp_path, hr_folder, lr_folder, edsr):
+    base = {"test": str(hr_folder)}
+    bicubic = evaluate(config(tmp_path, **base, real=str(lr_folder), reference=str(hr_folder)))
+    untrained = evaluate(config(tmp_path, **base, model=edsr, name="untrained"))
+    assert bicubic["n"] == untrained["n"] == 60
+    assert bicubic["psnr_rgb"] > 18 > untrained["psnr_rgb"]
+    faces = load_faces(str(hr_folder), 64).images
+    each = psnr(enlarged(resize(faces, 16)), faces)
+    assert bicubic["psnr_rgb"] == pytest.approx(float(each.mean()), abs=1e-9)
+    assert bicubic["psnr_rgb_low"] < bicubic["psnr_rgb"] < bicubic["psnr_rgb_high"]
+    assert (bicubic["fd_mobilenet_v2_dims"], bicubic["n_real"], bicubic["n_reference"]) == (16, 60, 60)
+    assert bicubic["fd_mobilenet_v2_low"] < bicubic["fd_mobilenet_v2"] < bicubic["fd_mobilenet_v2_high"]
+    # The test faces are the reference's own here.
+    assert bicubic["fd_mobilenet_v2_floor"] == pytest.approx(0, abs=1e-6)
+    assert bicubic["fd_mobilenet_v2_floor_n"] == 60
+    for name in ("per_image.parquet", "examples.parquet", "protocol.json", "grid.png", "real.png"):
+        assert (tmp_path / "out" / name).exists()
+    with pytest.raises(UsageError, match="not one of mobilenet_v2's"):
+        config(tmp_path, **base, features=FEATURES | {"layer": "relu1_1"})
+
+
+def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_folder, lr_folder, edsr):
+    """One actor and four, batches of 64 and of 7: every number of every image to the last bit, those of sets but for
+    the order of float64 sums. In the process itself more threads work, which may round a pixel otherwise."""
+    torch.manual_seed(0)
+    backbone = torch.nn.Sequential(nn.Conv2d(3, 64, 11), nn.Conv2d(64, 192, 5), nn.Conv2d(192, 384, 3))
+    backbone.extend([nn.Conv2d(384, 256, 3), nn.Conv2d(256, 256, 3)])
+    he_(backbone)
+    places = dict(zip("01234", (0, 3, 6, 8, 10), strict=True))
+    alexnet = {f"features.{places[k[0]]}{k[1:]}": v for k, v in backbone.state_dict().items()}
+    torch.save(alexnet, tmp_path / "alex.pth")
+    torch.save((torch.randn(9, 1), torch.rand(9, 36) * 2 - 1), tmp_path / "svm.pt")
+    save_embedding("pt", tmp_path / "embedding.pt")
+    few, shards = part_of(hr_folder, 30, tmp_path), str(tmp_path / "shards")
+    prepare(build(PrepareConfig, input=few, output=shards, rows_per_shard=12))
+    base = {
+        "model": edsr, "test": shards, "real": part_of(lr_folder, 20, tmp_path), "reference": few, "cpus_per_actor": 0.25,
+        "metrics": ("psnr", "ssim", "lpips", "identity", "brisque"), "lpips": {"weights": str(tmp_path / "alex.pth")},
+        "identity": {"embedding": str(tmp_path / "embedding.pt")}, "brisque": {"weights": str(tmp_path / "svm.pt")},
+    }  # fmt: skip
+    one = evaluate(config(tmp_path, "one", **base, actors=1))
+    four = evaluate(config(tmp_path, "four", **base, actors=4, batch_size=7))
+    here = evaluate(config(tmp_path, "here", **base, batch_size=33))
+    assert table_of(tmp_path / "one") == table_of(tmp_path / "four")
+    assert {"lpips_alex", "identity", "brisque", "brisque_real", "fd_mobilenet_v2_floor"} <= one.keys()
+    assert numbers(four) == pytest.approx(numbers(one), rel=1e-9, abs=1e-9)
+    assert [four[key] for key in four if key.startswith("protocol")] == [
+        one[k] for k in one if k.startswith("protocol")
+    ]
+    assert numbers(here) == pytest.approx(numbers(one), rel=1e-3, abs=1e-4)
+
+
+def test_finished_images_of_another_tool(tmp_path, hr_folder, lr_folder, capsys):
+    """One command on a folder of PNGs: the numbers are those of the model that made them; what is missing, corrupt or of
+    another size is set aside and told."""
+    faces = load_faces(str(hr_folder), 64)
+    made = dict(zip(faces.ids, enlarged(resize(faces.images, 16)), strict=True))
+    real = load_faces(str(lr_folder), 16)
+    made_real = dict(zip(real.ids, enlarged(real.images), strict=True))
+    folder = write_images(
+        tmp_path / "tool",
+        {f"test/{Path(i).stem}_out.png": x for i, x in made.items()}
+        | {f"real/{Path(i).stem}_out.png": x for i, x in made_real.items()},
+    )
+    sets = {"test": str(hr_folder), "real": str(lr_folder), "reference": str(hr_folder)}
+    ours = evaluate(config(tmp_path, "ours", **sets))
+    arguments = ["--preset", "debug", "--model", str(folder), "--finished-suffix", "_out"]
+    arguments += [part for role, uri in sets.items() for part in (f"--{role}", uri)]
+    out = tmp_path / "theirs"
+    assert main("evaluate", EvaluateConfig, evaluate_and_log, str, [*arguments, "--output", str(out)]) == 0
+    theirs = json.loads((out / "summary.json").read_text())
+    assert numbers(theirs) == pytest.approx(numbers(ours), rel=1e-12, abs=1e-12)
+    assert theirs["model"].startswith("tool@")
+    assert theirs["protocol_psnr_y"] == ours["protocol_psnr_y"]
+
+    names = sorted((folder / "test").iterdir())
+    names[0].unlink()
+    names[1].write_bytes(names[1].read_bytes()[:300])
+    Image.new("RGB", (32, 32)).save(names[2])
+    assert main("evaluate", EvaluateConfig, evaluate_and_log, str, [*arguments, "--output", str(out)]) == 0
+    less = json.loads((out / "summary.json").read_text())
+    assert (less["n"], less["n_rejected"]) == (57, 3)
+    reasons = pq.read_table(out / "rejected.parquet").to_pylist()
+    assert [re.match("no finished image|finished image .*truncated|finished image of 32x32 px, but the truth has 64x64", r["reason"])
+            is not None for r in reasons] == [True] * 3  # fmt: skip
+    assert less["protocol_psnr_y"] != ours["protocol_psnr_y"]  # other images: not for one column
+    for path in names[3:12]:
+        path.unlink()
+    capsys.readouterr()
+    assert main("evaluate", EvaluateConfig, evaluate_and_log, str, [*arguments, "--output", str(out)]) == 2
+    assert "12 of 60 images cannot be used, more than --max-rejected 0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_very_small_sets(tmp_path, hr_folder, count):
+    faces = load_faces(str(hr_folder), 64).images
+    few = tmp_path / "few"
+    few.mkdir()
+    write_images(few, {f"{i}.png": faces[i] for i in range(count)})
+    real = {"real": str(few), "reference": str(hr_folder)}
+    if count == 0:
+        (few / "broken.png").write_bytes(b"no image")
+        with pytest.raises(UsageError, match=r"few: no usable face; the first of 1 rejected: broken\.png: unreadable"):
+            evaluate(config(tmp_path, test=str(few), max_rejected=1))
+        return
+    found = evaluate(config(tmp_path, test=str(few)))
+    assert found["n"] == count
+    assert "psnr_y_low" not in found  # too few for an interval
+    if count == 1:
+        with pytest.raises(UsageError, match="1 and 60 usable images; a Fréchet distance needs 2 on each side"):
+            evaluate(config(tmp_path, **real))
+    else:
+        judged = evaluate(config(tmp_path, **real))
+        assert judged["fd_mobilenet_v2"] > 0
+        assert "2 images are fewer than the 16 dimensions" in judged["fd_mobilenet_v2_warning"]
+        assert "fd_mobilenet_v2_low" not in judged
+
+
+def test_native_sizes_are_grouped_not_stretched(tmp_path, hr_folder):
+    """Every image is compared at its own size, cut to a multiple of the scale."""
+    faces = load_faces(str(hr_folder), 64).images
+    sizes = [(64, 64), (50, 63), (64, 48), (64, 64), (50, 63)]
+    images = {f"{i}.png": faces[i, :, :h, :w] for i, (h, w) in enumerate(sizes)}
+    folder = write_images(tmp_path / "mixed", images)
+    found = evaluate(config(tmp_path, test=str(folder), native=True))
+    table = table_of(tmp_path / "out")
+    for i, (h, w) in enumerate(sizes):
+        h, w = h - h % 4, w - w % 4
+        truth = faces[i : i + 1, :, :h, :w]
+        made = enlarged(resize(truth, h // 4, w // 4))
+        assert table["psnr_rgb"][i] == pytest.approx(float(psnr(made, truth)), abs=1e-9)
+    protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())["psnr_rgb"]
+    assert (protocol["size"], found["n"]) == ("native", 5)
+    # Another tool's images of these, and real faces of mixed sizes.
+    made = {f"{i}.png": resize(faces[i, :, : h - h % 4, : w - w % 4][None], h - h % 4, w - w % 4)[0]
+            for i, (h, w) in enumerate(sizes)}  # fmt: skip
+    perfect = evaluate(
+        config(
+            tmp_path, "p", test=str(folder), real=str(folder), reference=str(folder), native=True,
+            model=str(write_images(tmp_path / "made", made)),
+        )
+    )  # fmt: skip
+    assert perfect["psnr_rgb"] == np.inf
+    assert perfect["ssim_y"] == 1
+    assert perfect["fd_mobilenet_v2"] == pytest.approx(0, abs=1e-6)
+
+
+def test_pairs_of_mixed_sizes(tmp_path, hr_folder, edsr):
+    faces = load_faces(str(hr_folder), 64).images
+    rows = []
+    for i, side in enumerate((64, 48, 64, 32)):
+        hr = faces[i, :, :side, :side]
+        given = {"hr": encode_png(hr), "lr": encode_png(resize(hr[None], side // 4)[0])}
+        none = {"style_mode": "none", "style_ids": [], "style_bank": "", "seed": 0, "model": "bicubic"}
+        rows.append({"id": f"{i}#0", "hr_id": str(i), "variant": 0} | given | none)
+    summary: ShardSummary = write_shard(str(tmp_path / "pairs"), rows, PAIR_SCHEMA)
+    finish_set(str(tmp_path / "pairs"), "pairs", [summary], {})
+    found = evaluate(config(tmp_path, test=str(tmp_path / "pairs"), batch_size=3))
+    assert (found["n"], found["lr_kind"]) == (4, "pairs")
+    truth = faces[1:2, :, :48, :48]
+    assert table_of(tmp_path / "out")["psnr_rgb"][1] == pytest.approx(
+        float(psnr(enlarged(resize(truth, 12)), truth)), abs=1e-9
+    )
+    model_store.save_model(str(tmp_path / "x2"), "sr", "edsr", build_sr("edsr", 2, size="mini"), 2, 64)
+    with pytest.raises(UsageError, match="enlarges 2 times, to 32x32 px, but the truth has 64x64"):
+        evaluate(config(tmp_path, test=str(tmp_path / "pairs"), model=str(tmp_path / "x2")))
+
+
+def test_shards_that_lost_rows_are_refused(ray_local, tmp_path, hr_folder):
+    prepare(build(PrepareConfig, input=str(hr_folder), output=str(tmp_path / "hr"), rows_per_shard=20))
+    next((tmp_path / "hr").glob("part-*.parquet")).unlink()
+    with pytest.raises(UsageError, match="40 faces where the manifest counts 60"):
+        evaluate(config(tmp_path, test=str(tmp_path / "hr")))
+
+
+@pytest.mark.parametrize(("n_test", "n_real"), [(60, 20), (20, 60)])
+def test_the_floor_is_at_the_same_number_of_images(tmp_path, hr_folder, lr_folder, n_test, n_real):
+    """Sharp test faces and judged faces, as many of each: of the larger set, a draw by id."""
+
+    test, real = part_of(hr_folder, n_test, tmp_path), part_of(lr_folder, n_real, tmp_path)
+    found = evaluate(config(tmp_path, test=test, real=real, reference=str(hr_folder)))
+    assert found["fd_mobilenet_v2_floor_n"] == 20
+    assert 0 < found["fd_mobilenet_v2_floor"] < found["fd_mobilenet_v2"]
+    assert ("fd_mobilenet_v2_at_floor_n" in found) == (n_real > n_test)
+    if n_real > n_test:  # the distance of fewer images is larger
+        assert found["fd_mobilenet_v2_at_floor_n"] > found["fd_mobilenet_v2"]
+
+
+def test_a_column_holds_one_protocol(tmp_path, hr_folder):
+    """Two crops, or other images, are two metrics; the message says in what they differ."""
+
+    def row(name: str, **values) -> Row:
+        summary = evaluate(config(tmp_path, name, **{"test": str(hr_folder)} | values))
+        return Row(name, summary, json.loads((tmp_path / name / "protocol.json").read_text()))
+
+    plain, again, cropped = row("plain"), row("again", scale=4), row("cropped", crop=4)
+    assert build_table([plain, again]).rows[1][1][0].best
+    with pytest.raises(UsageError, match=r"psnr_rgb of plain and of cropped .* crop 0 against 4: evaluate"):
+        build_table([plain, again, cropped])
+    with pytest.raises(UsageError, match=r"size 64 against 32"):
+        build_table([plain, row("small", hr_size=32)])
+    with pytest.raises(UsageError, match=r"--columns fid: none of these evaluations has it; they have psnr_rgb"):
+        build_table([plain], ["fid"])
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory, hr_folder, lr_folder, edsr):
+    """Two models on the same sets, tracked; (folders, run ids, tracking URI)."""
+    place = tmp_path_factory.mktemp("evaluations")
+    uri = f"sqlite:///{place}/mlflow.db"
+    sets = {"test": str(hr_folder), "real": str(lr_folder), "reference": str(hr_folder), "tracking_uri": uri}
+    ids = []
+    for name, model in (("bicubic", "bicubic"), ("edsr_a&b", edsr)):
+        made = run_job("evaluate", config(place, name, model=model, **sets), evaluate_and_log)
+        ids.append(made["mlflow_run_id"])
+    return place, ids, uri
+
+
+@pytest.mark.parametrize("source", ["folders", "runs", "filter"])
+def test_report(tmp_path, evaluations, source):
+    place, ids, uri = evaluations
+    runs = {
+        "folders": {"runs": (str(place / "bicubic"), str(place / "edsr_a&b" / "summary.json"))},
+        "runs": {"runs": tuple(f"runs:/{i}" for i in ids)},
+        "filter": {"filter": "params.crop = '0'"},
+    }[source]
+    given = build(ReportConfig, output=str(tmp_path), tracking_uri=uri, names=("bicubic", "edsr_a&b"), **runs)
+    summary = run_job("report", given, report)
+    assert summary["best_psnr_y"] == "bicubic"
+    values = json.loads((place / "bicubic" / "summary.json").read_text())
+    text = (tmp_path / "table.md").read_text()
+    psnr_y, low, high = (f"{values[key]:.2f}" for key in ("psnr_y", "psnr_y_low", "psnr_y_high"))
+    assert f"**{psnr_y}** [{low}, {high}]" in text
+    assert "| *floor* |" in text
+    # The same images: the difference is known far better than either number.
+    difference = re.search(r"\| edsr_a&b \| (-[\d.]+)\\\* \[(-[\d.]+), (-[\d.]+)\]", text)
+    assert float(difference[1]) == pytest.approx(
+        json.loads((place / "edsr_a&b" / "summary.json").read_text())["psnr_rgb"] - values["psnr_rgb"], abs=0.006
+    )
+    tex = (tmp_path / "table.tex").read_text()
+    assert f"\\textbf{{{psnr_y}}}" in tex
+    assert "edsr\\_a\\&b" in tex
+    html = (tmp_path / "report.html").read_text()
+    assert f"<b>{psnr_y}</b>" in html
+    assert html.count("data:image/png;base64") == 4 + 3  # input, two models, truth; input, two models
+    assert not re.search(r'(src|href)="(?!data:|#)', html.replace("http://www.w3.org", ""))
+    assert {"grid_test.png", "grid_real.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_report_refuses_what_is_no_evaluation(tmp_path, evaluations):
+    _, _, uri = evaluations
+
+    def made(**values) -> None:
+        run_job("report", build(ReportConfig, output=str(tmp_path / "r"), tracking_uri=uri, **values), report)
+
+    with pytest.raises(UsageError, match=r"no summary\.json there"):
+        made(runs=(str(tmp_path),))
+    (tmp_path / "summary.json").write_text('{"psnr_rgb": 30.0}')
+    with pytest.raises(UsageError, match="have no protocol"):
+        made(runs=(str(tmp_path),))
+    with pytest.raises(UsageError, match="no such run"):
+        made(runs=("runs:/0123456789abcdef0123456789abcdef",))
+    with pytest.raises(UsageError, match="no finished evaluation"):
+        made(filter="params.crop = '7'")
+    with pytest.raises(UsageError, match="--filter params"):
+        made(filter="params crop")
+    with pytest.raises(UsageError, match="either --runs or --filter"):
+        made()

@@ -1,0 +1,294 @@
+"""Our numbers against the field's own tools: pytorch-fid, torch-fidelity, lpips, piq, BasicSR's definitions.
+
+Their pretrained weights are not to be had offline, so both sides get one file of random weights.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lpips
+import numpy as np
+import pytest
+import torch
+from facelab.config import build
+from facelab.errors import UsageError
+from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.run import evaluate
+from facelab.metrics import psnr, ssim
+from facelab.metrics.identity import Identity, IdentityConfig
+from facelab.metrics.kid import kid
+from facelab.metrics.no_reference import Brisque, BrisqueConfig
+from facelab.metrics.perceptual import Lpips, LpipsConfig
+from PIL import Image
+from torch import nn
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
+from torchvision.models import inception_v3
+
+import models.resize
+
+
+def he_(module: nn.Module) -> None:
+    """Random convolutions whose activations keep their size through the layers."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight)
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory) -> Path:
+    """A file of random weights for pytorch-fid's Inception, by the name that it looks for in its cache."""
+    from pytorch_fid import inception
+
+    torch.manual_seed(0)
+    network = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    for name, block in {
+        "Mixed_5b": inception.FIDInceptionA(192, 32), "Mixed_5c": inception.FIDInceptionA(256, 64),
+        "Mixed_5d": inception.FIDInceptionA(288, 64), "Mixed_6b": inception.FIDInceptionC(768, 128),
+        "Mixed_6c": inception.FIDInceptionC(768, 160), "Mixed_6d": inception.FIDInceptionC(768, 160),
+        "Mixed_6e": inception.FIDInceptionC(768, 192), "Mixed_7b": inception.FIDInceptionE_1(1280),
+        "Mixed_7c": inception.FIDInceptionE_2(2048),
+    }.items():  # fmt: skip
+        setattr(network, name, block)
+    he_(network)
+    place = tmp_path_factory.mktemp("hub") / "hub" / "checkpoints" / inception.FID_WEIGHTS_URL.rsplit("/", 1)[1]
+    place.parent.mkdir(parents=True)
+    torch.save(network.state_dict(), place)
+    return place
+
+
+def folders(tmp_path: Path, counts: dict[str, int]) -> dict[str, Path]:
+    """Smooth random 64 px pictures; those of different folders differ in contrast."""
+    generator = torch.Generator().manual_seed(0)
+    for k, (name, count) in enumerate(counts.items()):
+        (tmp_path / name).mkdir()
+        coarse = torch.rand(count, 3, 6, 6, generator=generator)
+        for i, image in enumerate(models.resize.resize(128 + (60 + 50 * k) * (coarse - 0.5), 64)):
+            pixels = image.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(tmp_path / name / f"{i:03d}.png")
+    return {name: tmp_path / name for name in counts}
+
+
+def pytorch_fid(a: Path, b: Path, weights: Path, *options: str) -> float:
+    """Its own command line, with `weights` in its cache."""
+    command = [sys.executable, "-W", "ignore", "-m", "pytorch_fid", "--num-workers", "0", *options, str(a), str(b)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"TORCH_HOME": str(weights.parents[2])}
+    )
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout.split("FID:")[1])
+
+
+def test_fid_equals_pytorch_fid(tmp_path, inception_weights):
+    """The same number as its command line, within 1e-3, on unequal numbers of finished images; also in 64 dimensions."""
+    place = folders(tmp_path, {"real": 12, "outputs": 12, "reference": 17})
+    config = build(
+        EvaluateConfig, preset="debug", model=str(place["outputs"]), real=str(place["real"]),
+        reference=str(place["reference"]), features={"network": "inception", "layer": "pool3", "weights": str(inception_weights)},
+        output=str(tmp_path / "out"),
+    )  # fmt: skip
+    found = evaluate(config)
+    theirs = pytorch_fid(place["reference"], place["outputs"], inception_weights)
+    assert theirs > 1
+    assert found["fid"] == pytest.approx(theirs, abs=1e-3)
+    small = pytorch_fid(place["reference"], place["outputs"], inception_weights, "--dims", "64")
+    assert found["fd_inception_pool1"] == pytest.approx(small, abs=1e-3)
+    assert "fewer than the 2048 dimensions" in found["fid_warning"]
+
+
+def test_inception_refuses_other_weights(tmp_path, inception_weights):
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "wrong.pth")
+    place = folders(tmp_path, {"real": 3, "reference": 3})
+    config = build(
+        EvaluateConfig, model="bicubic", real=str(place["real"]), reference=str(place["reference"]), actors=0,
+        features={"network": "inception", "weights": str(tmp_path / "wrong.pth")}, output=str(tmp_path / "out"),
+    )  # fmt: skip
+    with pytest.raises(UsageError, match=r"wrong\.pth: not the weights of pytorch-fid's Inception"):
+        evaluate(config)
+
+
+@pytest.mark.parametrize(("n", "m", "size"), [(60, 80, 50), (30, 30, 1000)])
+def test_kid_equals_torch_fidelity(n, m, size):
+    """The same subsets for the same seed; both in float64, so only the order of sums differs."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(n, 32, generator=generator, dtype=torch.float64)
+    generated = 0.3 + 1.2 * torch.randn(m, 32, generator=generator, dtype=torch.float64)
+    ours = kid(real, generated, subsets=20, subset_size=size, seed=5)
+    theirs = kid_features_to_metric(
+        real, generated, kid_subsets=20, kid_subset_size=min(size, n, m), rng_seed=5, verbose=False
+    )
+    assert ours.mean == pytest.approx(theirs[KEY_METRIC_KID_MEAN], rel=1e-10)
+    assert ours.std == pytest.approx(theirs[KEY_METRIC_KID_STD], rel=1e-6, abs=1e-12)
+    assert ours.subset_size == min(size, n, m)
+
+
+def pair(seed: int = 0, count: int = 3, size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = models.resize.resize(255 * torch.rand(count, 3, size // 4, size // 4, generator=generator), size)
+    y = x + 20 * torch.randn(x.shape, generator=generator)
+    return x.round().clamp(0, 255).to(torch.uint8), y.round().clamp(0, 255).to(torch.uint8)
+
+
+@pytest.mark.parametrize("network", ["alex", "vgg", "squeeze"])
+def test_lpips_equals_the_lpips_package(tmp_path, network):
+    torch.manual_seed(0)
+    theirs = lpips.LPIPS(net=network, pnet_rand=True, verbose=False).requires_grad_(False)
+    he_(theirs.net)
+    # To torchvision's own file, which has a classifier, too.
+    state = {f"features.{key.split('.', 1)[1]}": value for key, value in theirs.net.state_dict().items()}
+    torch.save(state | {"classifier.6.bias": torch.zeros(1000)}, tmp_path / "backbone.pth")
+    ours = Lpips(LpipsConfig(network=network, weights=str(tmp_path / "backbone.pth")))
+    x, y = pair()
+    with torch.no_grad():
+        expected = theirs(x.float() / 127.5 - 1, y.float() / 127.5 - 1).flatten()
+    assert expected.min() > 0
+    torch.testing.assert_close(ours(x, y), expected, rtol=1e-5, atol=1e-7)
+    assert ours(x, x).abs().max() == 0
+    assert ours.name == f"lpips_{network}"
+
+
+def test_lpips_refuses_other_weights(tmp_path):
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "wrong.pth")
+    with pytest.raises(UsageError, match="not torchvision's weights of alex"):
+        Lpips(LpipsConfig(weights=str(tmp_path / "wrong.pth")))
+
+
+def test_brisque_is_piqs(tmp_path, monkeypatch):
+    """A regression of 20 random support vectors, by the formula of an RBF support vector machine on piq's features."""
+    import importlib
+
+    module = importlib.import_module("piq.brisque")
+    generator = torch.Generator().manual_seed(0)
+    coefficients = torch.randn(20, 1, generator=generator) * 50
+    vectors = torch.rand(20, 36, generator=generator) * 2 - 1
+    torch.save((coefficients, vectors), tmp_path / "svm.pt")
+    x, _ = pair()
+    black = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    found = Brisque(BrisqueConfig(weights=str(tmp_path / "svm.pt")))(torch.cat([x, black]))
+    features = []
+    monkeypatch.setattr(module, "_score_svr", lambda scaled: features.append(scaled) or scaled[:, 0])
+    for image in x:
+        module.brisque(image[None].float(), data_range=255, reduction="none")
+    distance = torch.cdist(torch.cat(features), vectors).square()
+    expected = torch.exp(-0.05 * distance) @ coefficients[:, 0] + 153.591
+    torch.testing.assert_close(found[:3], expected, rtol=1e-4, atol=1e-3)
+    assert found[3].isnan()  # no variance: nothing to say
+
+
+def test_brisque_refuses_other_weights(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "wrong.pt")
+    with pytest.raises(UsageError, match="not piq's weights"):
+        Brisque(BrisqueConfig(weights=str(tmp_path / "wrong.pt")))
+
+
+class Embedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def save_embedding(kind: str, place: Path) -> nn.Module:
+    torch.manual_seed(0)
+    network, example = Embedding().eval(), torch.zeros(2, 3, 112, 112)
+    if kind == "pt":
+        torch.jit.script(network).save(place)
+    elif kind == "pt2":
+        dynamic = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
+        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=dynamic), place)
+    else:
+        onnx_embedding(network, place)
+    return network
+
+
+def onnx_embedding(network: nn.Module, place: Path) -> None:
+    """The same network, written node by node."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    conv = network.layers[0]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[4, 4]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            # 27 px to 2: windows of 14, starting at 0 and 13, as adaptive pooling has them
+            helper.make_node("AveragePool", ["r"], ["p"], kernel_shape=[14, 14], strides=[13, 13]),
+            helper.make_node("Flatten", ["p"], ["y"]),
+        ],
+        "embedding",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [
+            numpy_helper.from_array(conv.weight.detach().numpy(), "w"),
+            numpy_helper.from_array(conv.bias.detach().numpy(), "b"),
+        ],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), str(place))
+
+
+@pytest.mark.parametrize("kind", ["pt", "pt2", "onnx"])
+def test_identity_is_the_cosine_of_embeddings(tmp_path, kind):
+    place = tmp_path / f"embedding.{kind}"
+    network = save_embedding(kind, place)
+    x, y = pair()
+    found = Identity(IdentityConfig(embedding=str(place), colour="bgr"))(x, y)
+    inputs = [(models.resize.resize(z.float(), 112).clamp(0, 255).flip(1) - 127.5) / 127.5 for z in (x, y)]
+    with torch.no_grad():
+        a, b = (network(z).numpy() for z in inputs)
+    expected = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
+
+
+def test_identity_without_a_network_says_what_to_give(tmp_path):
+    with pytest.raises(UsageError, match="needs --identity"):
+        Identity(IdentityConfig())
+    (tmp_path / "broken.onnx").write_bytes(b"not a network")
+    with pytest.raises(UsageError, match=r"broken\.onnx: no ONNX"):
+        Identity(IdentityConfig(embedding=str(tmp_path / "broken.onnx")))
+    save_embedding("pt", tmp_path / "e.pt")
+    with pytest.raises(UsageError, match=r"cannot embed|not embeddings"):
+        Identity(IdentityConfig(embedding=str(save_wrong(tmp_path / "w.pt"))))
+
+
+def save_wrong(place: Path) -> Path:
+    torch.jit.script(nn.Conv2d(3, 4, 3)).save(place)
+    return place
+
+
+def basicsr_y(image: np.ndarray) -> np.ndarray:
+    """BasicSR's bgr2ycbcr(y_only=True) on [0, 1], times 255, as its PSNR and SSIM take it; written from its definition."""
+    b, g, r = (image[..., i].astype(np.float32) / 255 for i in (2, 1, 0))
+    return ((np.stack([b, g, r], -1) @ np.array([24.966, 128.553, 65.481]) + 16.0) / 255.0) * 255.0
+
+
+def basicsr_ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """Its _ssim: cv2's 11-tap Gaussian, outer product, and the valid part of a filter of the whole image."""
+    from scipy.signal import convolve2d
+
+    kernel = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
+    window = np.outer(kernel / kernel.sum(), kernel / kernel.sum())
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    mu1, mu2 = (convolve2d(x, window, "valid") for x in (a, b))
+    s11, s22, s12 = (convolve2d(x, window, "valid") for x in (a * a, b * b, a * b))
+    s11, s22, s12 = s11 - mu1**2, s22 - mu2**2, s12 - mu1 * mu2
+    return float((((2 * mu1 * mu2 + c1) * (2 * s12 + c2)) / ((mu1**2 + mu2**2 + c1) * (s11 + s22 + c2))).mean())
+
+
+@pytest.mark.parametrize("crop", [0, 4])
+@pytest.mark.parametrize("noisy", [True, False])
+def test_psnr_and_ssim_equal_basicsrs(noisy, crop):
+    """On noisy and on smooth images, RGB and Y, with and without border: 1e-4 dB and 1e-5."""
+    x, y = pair(3)
+    if not noisy:
+        y = models.resize.resize(models.resize.resize(x, 16), 64)
+    for colour in ("rgb", "y"):
+        for i in range(len(x)):
+            a, b = (z[i].permute(1, 2, 0).numpy() for z in (x, y))
+            cut = slice(crop, 64 - crop)
+            a, b = (basicsr_y(z)[cut, cut, None] if colour == "y" else z[cut, cut].astype(np.float64) for z in (a, b))
+            expected = 10 * np.log10(255.0**2 / np.mean((a - b) ** 2))
+            assert float(psnr(x, y, colour=colour, crop=crop)[i]) == pytest.approx(expected, abs=1e-4)
+            expected = np.mean([basicsr_ssim(a[..., c], b[..., c]) for c in range(a.shape[-1])])
+            assert float(ssim(x, y, colour=colour, crop=crop)[i]) == pytest.approx(expected, abs=1e-5)
