@@ -7,7 +7,7 @@ PYTHON ?= python3
 OUT ?= outputs/demo
 SEED ?= 0
 
-.PHONY: demo test test-slow lint uv env
+.PHONY: demo test test-slow bench lint uv env
 demo: env
 	.venv/bin/python -m jobs.demo --output $(OUT) --seed $(SEED) \
 	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
@@ -17,6 +17,9 @@ test: env lint
 
 test-slow: env
 	.venv/bin/pytest -m "slow or cluster or browser or chaos" --timeout 900
+
+bench: env
+	.venv/bin/python -m benchmarks.frechet
 
 lint: env
 	.venv/bin/ruff check .

@@ -6,7 +6,9 @@ from typing import Self
 
 import numpy as np
 import torch
-from scipy.linalg.lapack import dpstrf  # pyrefly: ignore  (made at import)
+from scipy.linalg import eigh
+from scipy.linalg.blas import dsymm, dsyr, dsyrk  # pyrefly: ignore  (made at import)
+from scipy.linalg.lapack import dpotrf, dpstrf, dsygst  # pyrefly: ignore
 
 GROUPS = 10
 """Parts of a set that intervals and the extrapolation are computed from."""
@@ -19,42 +21,85 @@ class Moments:
     Two are merged by Chan et al.'s update, which keeps its digits where sums of squares would lose them.
     """
 
+    _BUFFER = 1024  # rows folded in together: a batch alone would pass over the whole matrix for a few rows
+
     def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)  # (d,)
-        self.scatter = torch.zeros(0, 0, dtype=torch.float64)  # (d, d): Σ (x − mean)(x − mean)ᵀ
+        self._buffer: list[torch.Tensor] = []
+        self._count, self._waiting = 0, 0
+        self._mean = np.zeros(0)  # (d,)
+        self._scatter = np.zeros((0, 0), order="F")
+
+    @property
+    def count(self) -> int:
+        """Rows added."""
+        return self._count + self._waiting
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(d,) float64."""
+        self._fold()
+        return self._mean
+
+    @property
+    def scatter(self) -> np.ndarray:
+        """(d, d) float64: Σ (x − mean)(x − mean)ᵀ, of which only the lower triangle is filled, as LAPACK wants it."""
+        self._fold()
+        return self._scatter
+
+    @property
+    def spread(self) -> float:
+        """Trace of the unbiased covariance."""
+        return float(self.scatter.trace()) / (self.count - 1)
 
     def add(self, features: torch.Tensor) -> Self:
         """Add rows (n, d)."""
         if features.ndim != 2:
             raise ValueError(f"features are (n, d), not {tuple(features.shape)}")
-        x = features.detach().to("cpu", torch.float64)
-        if len(x):
-            mean = x.mean(dim=0)
-            self._plus(len(x), mean, (x - mean).T @ (x - mean))
+        known = self._buffer[0].shape[1] if self._buffer else len(self._mean)
+        if known and features.shape[1] != known:
+            raise ValueError(f"features of {features.shape[1]} and {known} dimensions cannot be mixed")
+        if len(features):
+            self._buffer.append(features.detach().cpu())
+            self._waiting += len(features)
+        if self._waiting >= self._BUFFER:
+            self._fold()
         return self
 
     def merge(self, other: "Moments") -> Self:
         """Add the rows that another instance has seen."""
-        if other.count:
-            self._plus(other.count, other.mean, other.scatter)
+        other._fold()
+        self._fold()
+        if not other._count:
+            return self
+        if not self._count:
+            self._start(len(other._mean))
+        if other._mean.shape != self._mean.shape:
+            raise ValueError(f"features of {len(other._mean)} and {len(self._mean)} dimensions cannot be mixed")
+        self._scatter += other._scatter
+        self._shift(other._count, other._mean)
         return self
 
-    def _plus(self, count: int, mean: torch.Tensor, scatter: torch.Tensor) -> None:
-        if not self.count:
-            self.count, self.mean, self.scatter = count, mean.clone(), scatter.clone()
-            return
-        if mean.shape != self.mean.shape:
-            raise ValueError(f"features of {len(mean)} and {len(self.mean)} dimensions cannot be mixed")
-        whole, gap = self.count + count, mean - self.mean
-        self.scatter += scatter
-        self.scatter.addr_(gap, gap, alpha=self.count * count / whole)
-        self.mean += gap * (count / whole)
-        self.count = whole
+    def _start(self, dims: int) -> None:
+        self._mean, self._scatter = np.zeros(dims), np.zeros((dims, dims), order="F")
 
-    def covariance(self) -> torch.Tensor:
-        """(d, d), unbiased."""
-        return self.scatter / (self.count - 1)
+    def _fold(self) -> None:
+        """Take in the waiting rows: their own scatter, then the shift between the two means."""
+        if not self._buffer:
+            return
+        x = torch.cat(self._buffer).double().numpy()
+        self._buffer, self._waiting = [], 0
+        if not self._count:
+            self._start(x.shape[1])
+        mean = x.mean(axis=0)
+        x -= mean
+        self._scatter = dsyrk(1.0, x.T, beta=1.0, c=self._scatter, lower=1, overwrite_c=1)
+        self._shift(len(x), mean)
+
+    def _shift(self, count: int, mean: np.ndarray) -> None:
+        whole, gap = self._count + count, mean - self._mean
+        self._scatter = dsyr(self._count * count / whole, gap, a=self._scatter, lower=1, overwrite_a=1)
+        self._mean = self._mean + gap * (count / whole)
+        self._count = whole
 
 
 def merged(parts: Sequence[Moments]) -> Moments:
@@ -66,16 +111,26 @@ def merged(parts: Sequence[Moments]) -> Moments:
 
 
 class Reference:
-    """One side of a distance, factorised once: F (d, r) with F Fᵀ = Σ, by a pivoted Cholesky decomposition, which also
-    takes the singular covariance of a small set."""
+    """One side of a distance, factorised once: F (d, r) with F Fᵀ = Σ, by a Cholesky decomposition, pivoted where the
+    covariance is singular: for a small set, or a channel that is always 0."""
 
     def __init__(self, moments: Moments, name: str = "real"):
         _require_two(moments, name)
-        self.moments, self.covariance = moments, moments.covariance()
-        packed, pivots, rank, _ = dpstrf(self.covariance.numpy(), lower=1)
-        factor = np.zeros((len(packed), rank))
-        factor[pivots - 1] = np.tril(packed)[:, :rank]
-        self.factor = torch.from_numpy(factor)
+        self.moments, scatter = moments, moments.scatter
+        self.factor, self.triangular = np.zeros(0), False
+        if moments.count > len(scatter):
+            self.factor, fault = dpotrf(scatter, lower=1)
+            self.triangular = not fault
+        if not self.triangular:
+            packed, pivots, rank, _ = dpstrf(scatter, lower=1)
+            self.factor = np.zeros((len(packed), rank), order="F")
+            self.factor[pivots - 1] = np.tril(packed)[:, :rank]
+
+    def _quadratic(self, scatter: np.ndarray) -> np.ndarray:
+        """Fᵀ S F, of whose symmetric result the lower triangle is filled at least."""
+        if self.triangular:
+            return dsygst(scatter, self.factor, itype=2, lower=1)[0]
+        return self.factor.T @ dsymm(1.0, scatter, self.factor, lower=1)
 
     def distance(self, other: Moments, name: str = "generated") -> float:
         """|μ1 − μ2|² + Tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½).
@@ -87,16 +142,15 @@ class Reference:
             ValueError: fewer than two images on a side, or other dimensions.
         """
         _require_two(other, name)
-        if other.mean.shape != self.moments.mean.shape:
-            raise ValueError(
-                f"features of {len(self.moments.mean)} and {len(other.mean)} dimensions cannot be compared"
-            )
-        covariance = other.covariance()
-        eigenvalues = torch.linalg.eigvalsh(self.factor.T @ covariance @ self.factor).clamp(min=0)  # ascending
+        mean, own = other.mean, self.moments.mean
+        if mean.shape != own.shape:
+            raise ValueError(f"features of {len(own)} and {len(mean)} dimensions cannot be compared")
+        product = self._quadratic(other.scatter)
+        eigenvalues = eigh(product, eigvals_only=True, overwrite_a=True, check_finite=False)  # ascending
         rank = min(self.moments.count, other.count) - 1
-        root = eigenvalues[max(len(eigenvalues) - rank, 0) :].sqrt().sum()
-        gap = (self.moments.mean - other.mean).square().sum()
-        return float((gap + self.covariance.trace() + covariance.trace() - 2 * root).clamp(min=0))
+        roots = np.sqrt(np.maximum(eigenvalues[max(len(eigenvalues) - rank, 0) :], 0))
+        root = roots.sum() / np.sqrt((self.moments.count - 1) * (other.count - 1))
+        return max(float(np.square(own - mean).sum() + self.moments.spread + other.spread - 2 * root), 0.0)
 
 
 def _require_two(moments: Moments, name: str) -> None:
