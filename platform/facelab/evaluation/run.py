@@ -21,7 +21,7 @@ from facelab.cluster import READER_CPUS, ray_session, require_room
 from facelab.data import shards
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Face, Measure
-from facelab.evaluation.rows import ImageSet, Item, draw_thresholds, image_sets, read_rows
+from facelab.evaluation.rows import ImageSet, Item, draw_key, draw_thresholds, image_sets, read_rows
 from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
 from facelab.images import BadImage, encode_png, grid
@@ -133,13 +133,13 @@ class MeasureActor:
 
 
 def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]) -> None:
-    """The first images of each set, as they went in and came out: for a report that puts models side by side."""
+    """Some images of each set, as they went in and came out: for a report that puts models side by side."""
     rows: list[dict[str, Any]] = []
     for role, name in (("test", "grid.png"), ("real", "real.png")):
         if role not in sets:
             continue
         shown: list[tuple[Face, torch.Tensor]] = []
-        for row in islice(read_rows(sets[role].items), 2 * _EXAMPLES):
+        for row in _some_rows(sets[role]):
             try:
                 if not row["rejected"] and len(shown) < _EXAMPLES:
                     face = measure.decode(0, role, row["id"], row["hr"], row["lr"])
@@ -158,6 +158,13 @@ def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, Im
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), buffer)
     storage.write_bytes(storage.join(config.output, "examples.parquet"), buffer.getvalue())
+
+
+def _some_rows(images: ImageSet) -> list[dict[str, Any]]:
+    """Rows to choose examples from, the same for every model; drawn by id, as neighbours are often one person."""
+    items = sorted(images.items, key=lambda item: draw_key(0, item["name"]))
+    rows = read_rows(items[: 2 * _EXAMPLES] if images.kind == "folder" else items[:1])
+    return sorted(rows, key=lambda row: draw_key(0, row["id"]))[: 2 * _EXAMPLES]
 
 
 def _enlarged(face: Face, image: torch.Tensor) -> torch.Tensor:

@@ -23,7 +23,7 @@ from facelab.images import decode
 from facelab.metrics.intervals import Interval, paired_difference
 from facelab.metrics.protocol import metric
 from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
-from facelab.reports.table import Row, Table, build_table
+from facelab.reports.table import Row, Table, build_table, floor_of
 from facelab.tracking import JobRun, find_runs, run_artifacts
 
 
@@ -259,9 +259,8 @@ def _plot_intervals(table: Table, results: list[Result]) -> Figure:
             if low is not None and high is not None:
                 axis.plot([low, high], [y, y], color="tab:blue", lw=2, alpha=0.5)
             axis.plot(value, y, "o", color="tab:blue")
-        floors = {result.row.summary.get(f"{name}_floor") for result in results} - {None}
-        if len(floors) == 1:
-            axis.axvline(floors.pop(), color="grey", ls=":", lw=1)
+        if (floor := floor_of(name, [result.row for result in results])) is not None:
+            axis.axvline(float(floor), color="grey", ls=":", lw=1)
         axis.set_title(f"{known.title} {'↑' if known.better > 0 else '↓'}", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[count:]:

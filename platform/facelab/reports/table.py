@@ -100,13 +100,18 @@ def build_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> Table:
         _require_one_protocol(name, rows)
     metrics = {name: metric(name) for name in chosen}
     cells = {name: _column(name, rows, metrics[name]) for name in chosen}
-    floors = {name: {row.summary.get(f"{name}_floor") for row in rows} - {None} for name in chosen}
-    floor = [
-        Cell(format(next(iter(floors[name])), metrics[name].digits), "") if len(floors[name]) == 1 else None
-        for name in chosen
-    ]
+    floor = [None if (value := floor_of(name, rows)) is None else Cell(value, "") for name in chosen]
     body = [(row.name, [cells[name][i] for name in chosen]) for i, row in enumerate(rows)]
     return Table(metrics, body, floor, _notes(rows, chosen, metrics))
+
+
+def floor_of(name: str, rows: Sequence[Row]) -> str | None:
+    """The floor of a distance as the table shows it, where all rows that have one agree: they need not have judged the
+    same test faces."""
+    values = {
+        format(row.summary[f"{name}_floor"], metric(name).digits) for row in rows if f"{name}_floor" in row.summary
+    }
+    return values.pop() if len(values) == 1 else None
 
 
 def _require_one_protocol(name: str, rows: Sequence[Row]) -> None:
