@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,18 @@ from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.shards import PAIR_SCHEMA, ShardSummary, finish_set, write_shard
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.measure import Measure
+from facelab.evaluation.rows import image_sets, read_rows
 from facelab.evaluation.run import evaluate, evaluate_and_log
+from facelab.evaluation.subject import load_subject
+from facelab.evaluation.tally import Tally
 from facelab.images import encode_png
 from facelab.job import main, run_job
 from facelab.metrics import psnr
 from facelab.reports.report import ReportConfig, report
 from facelab.reports.table import Row, build_table
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from test_metric_parity import he_, save_embedding
 from torch import nn
@@ -127,6 +134,37 @@ def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_fold
     assert numbers(here) == pytest.approx(numbers(one), rel=1e-3, abs=1e-4)
 
 
+@given(st.integers(1, 9), st.permutations(range(6)))
+@settings(max_examples=5, deadline=None)
+def test_numbers_do_not_depend_on_the_cut(tmp_path_factory, hr_folder, lr_folder, batch_size, order):
+    """Batches of any size, files in any order of reading: `Measure` and `Tally` by themselves."""
+    tmp_path = tmp_path_factory.mktemp("cut")
+    few = {
+        "test": part_of(hr_folder, 6, tmp_path),
+        "real": part_of(lr_folder, 6, tmp_path),
+        "reference": str(hr_folder),
+    }
+    chosen = config(tmp_path, **few)
+    sets = image_sets(chosen)
+    measure = Measure(chosen, load_subject(chosen), {})
+    found = []
+    for size, shuffled in ((64, sets), (batch_size, {r: replace(s, items=[s.items[i] for i in order])
+                                                     for r, s in sets.items()})):  # fmt: skip
+        tally = Tally(chosen, measure, sets, tmp_path / "table.parquet")
+        rows = [row for s in shuffled.values() for row in read_rows(s.items)]
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            tally.add(measure({key: [row[key] for row in part] for key in part[0]}))
+        found.append(tally.finish())
+    (summary, protocols), (again, same) = found
+    assert same == protocols
+    # The jackknife's ten parts are dealt in the order of reading, which a job keeps.
+    order_decides = ("fd_mobilenet_v2_low", "fd_mobilenet_v2_high", "fd_mobilenet_v2_infinity")
+    for name, value in numbers(summary).items():
+        if name not in order_decides:
+            assert again[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
+
+
 def test_finished_images_of_another_tool(tmp_path, hr_folder, lr_folder, capsys):
     """One command on a folder of PNGs: the numbers are those of the model that made them; what is missing, corrupt or of
     another size is set aside and told."""
@@ -227,9 +265,9 @@ def test_pairs_of_mixed_sizes(tmp_path, hr_folder, edsr):
     rows = []
     for i, side in enumerate((64, 48, 64, 32)):
         hr = faces[i, :, :side, :side]
-        given = {"hr": encode_png(hr), "lr": encode_png(resize(hr[None], side // 4)[0])}
+        images = {"hr": encode_png(hr), "lr": encode_png(resize(hr[None], side // 4)[0])}
         none = {"style_mode": "none", "style_ids": [], "style_bank": "", "seed": 0, "model": "bicubic"}
-        rows.append({"id": f"{i}#0", "hr_id": str(i), "variant": 0} | given | none)
+        rows.append({"id": f"{i}#0", "hr_id": str(i), "variant": 0} | images | none)
     summary: ShardSummary = write_shard(str(tmp_path / "pairs"), rows, PAIR_SCHEMA)
     finish_set(str(tmp_path / "pairs"), "pairs", [summary], {})
     found = evaluate(config(tmp_path, test=str(tmp_path / "pairs"), batch_size=3))
@@ -301,8 +339,8 @@ def test_report(tmp_path, evaluations, source):
         "runs": {"runs": tuple(f"runs:/{i}" for i in ids)},
         "filter": {"filter": "params.crop = '0'"},
     }[source]
-    given = build(ReportConfig, output=str(tmp_path), tracking_uri=uri, names=("bicubic", "edsr_a&b"), **runs)
-    summary = run_job("report", given, report)
+    wanted = build(ReportConfig, output=str(tmp_path), tracking_uri=uri, names=("bicubic", "edsr_a&b"), **runs)
+    summary = run_job("report", wanted, report)
     assert summary["best_psnr_y"] == "bicubic"
     values = json.loads((place / "bicubic" / "summary.json").read_text())
     text = (tmp_path / "table.md").read_text()

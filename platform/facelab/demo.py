@@ -161,7 +161,9 @@ class Demo:
         numbers: dict[str, float] = {}
         for name, images in candidates.items():
             values = degradation_distances(images, truth)
-            values[f"fd_{f.network}_{f.layer}"] = frechet_distance(lambda x: features(x)[f.layer], truth, images)
+            values[f"fd_{f.network}_{features.main}"] = frechet_distance(
+                lambda x: features(x)[features.main], truth, images
+            )
             numbers |= {f"{metric}_{name}": value for metric, value in values.items()}
         return numbers
 

@@ -17,7 +17,7 @@ class EvaluateConfig(JobConfig):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "debug": {"features.network": "mobilenet_v2", "features.layer": "block1", "actors": 0},
-        "demo": {"features.network": "mobilenet_v2", "features.layer": "block10", "actors": 0},
+        "demo": {"features.network": "mobilenet_v2", "actors": 0},
         "paper": {},
     }
 
@@ -51,7 +51,8 @@ class EvaluateConfig(JobConfig):
     brisque: BrisqueConfig = BrisqueConfig()
     """Weights of BRISQUE."""
     actors: int = Field(default=1, ge=0)
-    """Model actors on Ray Data; 0 measures in the process itself. The numbers do not depend on it."""
+    """Model actors on Ray Data; the numbers do not depend on how many. 0 measures in the process itself, on all its
+    threads, which may round a pixel otherwise."""
     cpus_per_actor: float = Field(default=0.5, gt=0)
     """CPUs reserved per actor; below 1, several share a core."""
     gpus_per_actor: float = Field(default=0, ge=0)

@@ -32,29 +32,28 @@ class FeatureConfig(Config):
 
     network: Literal["vgg16", "mobilenet_v2", "inception"] = "vgg16"
     """Named in the metric: fd_vgg16, fd_mobilenet_v2; inception gives what is called FID."""
-    layer: str = ""
+    layer: str | None = None
     """Its channels are the dimensions; keep them well below the number of images. Default: relu2_2 (128) of vgg16,
     block10 (64) of mobilenet_v2, pool3 (2048) of inception, which also has pool1 (64), pool2 (192) and aux (768)."""
     weights: Uri | None = None
     """URI of the weight file; default: the usual download, or the installed package."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _usual_layer(cls, values: Any) -> Any:
-        network = values.get("network", cls.model_fields["network"].default)
-        return values | {"layer": values.get("layer") or _LAYERS.get(network, ("",))[0]}
-
     @model_validator(mode="after")
     def _layer_exists(self):
         known = _INCEPTION_BLOCKS if self.network == "inception" else FEATURE_NETWORKS[self.network].layers
-        if self.layer not in known:
+        if self.chosen_layer not in known:
             raise ValueError(f"layer {self.layer!r} is not one of {self.network}'s: {', '.join(known)}")
         return self
 
     @property
+    def chosen_layer(self) -> str:
+        """The layer, or the network's usual one."""
+        return self.layer or _LAYERS[self.network][0]
+
+    @property
     def metric(self) -> str:
         """Name of the distance: FID is the one over pytorch-fid's pool3, and nothing else."""
-        return "fid" if (self.network, self.layer) == ("inception", "pool3") else f"fd_{self.network}"
+        return "fid" if (self.network, self.chosen_layer) == ("inception", "pool3") else f"fd_{self.network}"
 
 
 class Features:
@@ -67,9 +66,9 @@ class Features:
         Raises:
             UsageError: no weights, or those of another network.
         """
-        self.name, self.main = config.network, config.layer
+        self.name, self.main = config.network, config.chosen_layer
         self.sha256 = resolve_weights(config.network, config.weights).sha256
-        layers = tuple(dict.fromkeys((config.layer, _LAYERS[config.network][1])))
+        layers = tuple(dict.fromkeys((self.main, _LAYERS[config.network][1])))
         self.device = torch.device("cpu")
         self.network: nn.Module
         if config.network == "inception":

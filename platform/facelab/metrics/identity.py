@@ -83,8 +83,9 @@ class Identity:
             if uri.endswith(".onnx"):
                 return _onnx(self.data)
             if uri.endswith(".pt2"):
-                return torch.export.load(io.BytesIO(self.data)).module().to(self.device)
-            module = torch.jit.load(io.BytesIO(self.data), map_location=self.device).eval()
+                module = torch.export.load(io.BytesIO(self.data)).module().to(self.device)
+            else:
+                module = torch.jit.load(io.BytesIO(self.data), map_location=self.device).eval()
         except UsageError:
             raise
         except Exception as error:  # damaged files raise a dozen types
