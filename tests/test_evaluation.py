@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from facelab.evaluation.rows import image_sets, read_rows
 from facelab.evaluation.run import evaluate, evaluate_and_log
 from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
-from facelab.images import encode_png
+from facelab.images import decode_tensor, encode_png
 from facelab.job import main, run_job
 from facelab.metrics import psnr
 from facelab.reports.report import ReportConfig, report
@@ -67,7 +66,7 @@ def write_images(folder: Path, images: dict[str, torch.Tensor]) -> Path:
 def part_of(folder: Path, count: int, tmp_path: Path) -> str:
     """A copy of a folder's first files."""
     place = tmp_path / folder.name
-    place.mkdir()
+    place.mkdir(parents=True)
     for file in sorted(folder.iterdir())[:count]:
         shutil.copy(file, place)
     return str(place)
@@ -134,32 +133,33 @@ def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_fold
     assert numbers(here) == pytest.approx(numbers(one), rel=1e-3, abs=1e-4)
 
 
-@given(st.integers(1, 9), st.permutations(range(6)))
-@settings(max_examples=5, deadline=None)
+@given(st.integers(1, 33), st.permutations(range(24)))
+@settings(max_examples=4, deadline=None)
 def test_numbers_do_not_depend_on_the_cut(tmp_path_factory, hr_folder, lr_folder, batch_size, order):
     """Batches of any size, files in any order of reading: `Measure` and `Tally` by themselves."""
     tmp_path = tmp_path_factory.mktemp("cut")
-    few = {
-        "test": part_of(hr_folder, 6, tmp_path),
-        "real": part_of(lr_folder, 6, tmp_path),
-        "reference": str(hr_folder),
-    }
-    chosen = config(tmp_path, **few)
+    few = {"test": part_of(hr_folder, 30, tmp_path), "real": part_of(lr_folder, 24, tmp_path)}
+    chosen = config(tmp_path, **few, reference=str(part_of(hr_folder, 40, tmp_path / "reference")))
     sets = image_sets(chosen)
-    measure = Measure(chosen, load_subject(chosen), {})
+    measure = Measure(chosen, load_subject(chosen, sets), sets)
+    assert measure.thresholds.keys() == {"test"}  # 24 of 30 for the floor
     found = []
-    for size, shuffled in ((64, sets), (batch_size, {r: replace(s, items=[s.items[i] for i in order])
-                                                     for r, s in sets.items()})):  # fmt: skip
-        tally = Tally(chosen, measure, sets, tmp_path / "table.parquet")
-        rows = [row for s in shuffled.values() for row in read_rows(s.items)]
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
-            tally.add(measure({key: [row[key] for row in part] for key in part[0]}))
+    for size, permuted in ((64, False), (batch_size, True)):
+        with Tally(chosen, measure, sets, tmp_path / "table.parquet") as tally:
+            rows = []
+            for images in sets.values():
+                first = [images.items[i] for i in order] if permuted else images.items[:24]
+                rows += read_rows(first + images.items[24:])
+            for start in range(0, len(rows), size):
+                part = rows[start : start + size]
+                tally.add(measure({key: [row[key] for row in part] for key in part[0]}))
         found.append(tally.finish())
     (summary, protocols), (again, same) = found
     assert same == protocols
+    assert summary["fd_mobilenet_v2_floor_n"] == 24
     # The jackknife's ten parts are dealt in the order of reading, which a job keeps.
-    order_decides = ("fd_mobilenet_v2_low", "fd_mobilenet_v2_high", "fd_mobilenet_v2_infinity")
+    order_decides = {"fd_mobilenet_v2_low", "fd_mobilenet_v2_high"}
+    assert order_decides <= summary.keys()
     for name, value in numbers(summary).items():
         if name not in order_decides:
             assert again[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
@@ -196,14 +196,36 @@ def test_finished_images_of_another_tool(tmp_path, hr_folder, lr_folder, capsys)
     less = json.loads((out / "summary.json").read_text())
     assert (less["n"], less["n_rejected"]) == (57, 3)
     reasons = pq.read_table(out / "rejected.parquet").to_pylist()
-    assert [re.match("no finished image|finished image .*truncated|finished image of 32x32 px, but the truth has 64x64", r["reason"])
+    assert [re.match("no finished image|finished image .*truncated|finished image of 32x32 px, but 64x64 are due", r["reason"])
             is not None for r in reasons] == [True] * 3  # fmt: skip
     assert less["protocol_psnr_y"] != ours["protocol_psnr_y"]  # other images: not for one column
     for path in names[3:12]:
         path.unlink()
     capsys.readouterr()
     assert main("evaluate", EvaluateConfig, evaluate_and_log, str, [*arguments, "--output", str(out)]) == 2
-    assert "12 of 60 images cannot be used, more than --max-rejected 0.1" in capsys.readouterr().err
+    # Told before anything is measured.
+    assert "10 of 60 finished images of" in capsys.readouterr().err
+
+
+def test_finished_images_that_cannot_be_told_apart(tmp_path, hr_folder, lr_folder):
+    faces = load_faces(str(hr_folder), 64).images
+    real = {"real": str(lr_folder), "reference": str(hr_folder)}
+    flat = write_images(tmp_path / "flat", {f"{i:04d}.png": faces[i] for i in range(60)})
+    with pytest.raises(UsageError, match="in its subfolders test and real"):
+        evaluate(config(tmp_path, model=str(flat), test=str(hr_folder), **real))
+    twins = write_images(tmp_path / "twins", {"0001.png": faces[0], "0001.bmp": faces[1]})
+    with pytest.raises(UsageError, match=r"twins: 0001\.bmp and 0001\.png differ in their ending alone"):
+        evaluate(config(tmp_path, model=str(flat), test=str(twins)))
+    with pytest.raises(UsageError, match=r"twins: some images differ in their ending alone"):
+        evaluate(config(tmp_path, model=str(twins), test=str(flat)))
+    with pytest.raises(UsageError, match=r"no trained model there, and 60 of 60 finished images .* such as 0000_x"):
+        evaluate(config(tmp_path, model=str(flat), test=str(flat), finished_suffix="_x"))
+    with pytest.raises(UsageError, match="no trained model there"):
+        evaluate(config(tmp_path, model=str(tmp_path / "nothing"), test=str(flat)))
+    # Real faces have no truth, but a size that is due: 512 px would be another metric.
+    big = write_images(tmp_path / "big", {f"{i + 1000}.png": resize(faces[i : i + 1], 128)[0] for i in range(60)})
+    with pytest.raises(UsageError, match="finished image of 128x128 px, but 64x64 are due"):
+        evaluate(config(tmp_path, model=str(big), **real))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
@@ -227,7 +249,7 @@ def test_very_small_sets(tmp_path, hr_folder, count):
     else:
         judged = evaluate(config(tmp_path, **real))
         assert judged["fd_mobilenet_v2"] > 0
-        assert "2 images are fewer than the 16 dimensions" in judged["fd_mobilenet_v2_warning"]
+        assert "2 images are no more than the 16 dimensions" in judged["fd_mobilenet_v2_warning"]
         assert "fd_mobilenet_v2_low" not in judged
 
 
@@ -247,15 +269,21 @@ def test_native_sizes_are_grouped_not_stretched(tmp_path, hr_folder):
     protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())["psnr_rgb"]
     assert (protocol["size"], found["n"]) == ("native", 5)
     # Another tool's images of these, and real faces of mixed sizes.
-    made = {f"{i}.png": resize(faces[i, :, : h - h % 4, : w - w % 4][None], h - h % 4, w - w % 4)[0]
-            for i, (h, w) in enumerate(sizes)}  # fmt: skip
+    made = {f"{role}/{i}.png": resize(faces[i, :, : h - h % 4, : w - w % 4][None], h - h % 4, w - w % 4)[0]
+            for i, (h, w) in enumerate(sizes) for role in ("test", "real")}  # fmt: skip
+    small = write_images(tmp_path / "small", {f"{i}.png": resize(faces[i : i + 1], h // 4, w // 4)[0]
+                                              for i, (h, w) in enumerate(sizes)})  # fmt: skip
     perfect = evaluate(
         config(
-            tmp_path, "p", test=str(folder), real=str(folder), reference=str(folder), native=True,
+            tmp_path, "p", test=str(folder), real=str(small), reference=str(folder), native=True,
             model=str(write_images(tmp_path / "made", made)),
         )
     )  # fmt: skip
     assert perfect["psnr_rgb"] == np.inf
+    assert perfect["psnr_rgb_infinite"] == 5
+    table = build_table([Row("perfect", perfect | {"psnr_rgb": None}), Row("ours", found)], ["ssim_y", "psnr_rgb"])
+    cell = table.rows[0][1][1]
+    assert (cell.value, cell.best) == ("∞", True)
     assert perfect["ssim_y"] == 1
     assert perfect["fd_mobilenet_v2"] == pytest.approx(0, abs=1e-6)
 
@@ -272,20 +300,23 @@ def test_pairs_of_mixed_sizes(tmp_path, hr_folder, edsr):
     finish_set(str(tmp_path / "pairs"), "pairs", [summary], {})
     found = evaluate(config(tmp_path, test=str(tmp_path / "pairs"), batch_size=3))
     assert (found["n"], found["lr_kind"]) == (4, "pairs")
+    finished = write_images(tmp_path / "finished", {f"{row['id']}.png": decode_tensor(row["hr"]) for row in rows})
+    assert evaluate(config(tmp_path, "f", test=str(tmp_path / "pairs"), model=str(finished)))["ssim_rgb"] == 1
     truth = faces[1:2, :, :48, :48]
     assert table_of(tmp_path / "out")["psnr_rgb"][1] == pytest.approx(
         float(psnr(enlarged(resize(truth, 12)), truth)), abs=1e-9
     )
     model_store.save_model(str(tmp_path / "x2"), "sr", "edsr", build_sr("edsr", 2, size="mini"), 2, 64)
-    with pytest.raises(UsageError, match="enlarges 2 times, to 32x32 px, but the truth has 64x64"):
+    with pytest.raises(UsageError, match="enlarges 2 times, to 32x32 px, but 64x64 are due"):
         evaluate(config(tmp_path, test=str(tmp_path / "pairs"), model=str(tmp_path / "x2")))
 
 
-def test_shards_that_lost_rows_are_refused(ray_local, tmp_path, hr_folder):
+def test_shards_that_lost_rows_are_refused(ray_local, tmp_path, hr_folder, lr_folder):
     prepare(build(PrepareConfig, input=str(hr_folder), output=str(tmp_path / "hr"), rows_per_shard=20))
     next((tmp_path / "hr").glob("part-*.parquet")).unlink()
-    with pytest.raises(UsageError, match="40 faces where the manifest counts 60"):
-        evaluate(config(tmp_path, test=str(tmp_path / "hr")))
+    for more in ({}, {"real": str(lr_folder), "reference": str(hr_folder)}):
+        with pytest.raises(UsageError, match="40 faces where the manifest counts 60"):
+            evaluate(config(tmp_path, test=str(tmp_path / "hr"), **more))
 
 
 @pytest.mark.parametrize(("n_test", "n_real"), [(60, 20), (20, 60)])
@@ -296,9 +327,10 @@ def test_the_floor_is_at_the_same_number_of_images(tmp_path, hr_folder, lr_folde
     found = evaluate(config(tmp_path, test=test, real=real, reference=str(hr_folder)))
     assert found["fd_mobilenet_v2_floor_n"] == 20
     assert 0 < found["fd_mobilenet_v2_floor"] < found["fd_mobilenet_v2"]
-    assert ("fd_mobilenet_v2_at_floor_n" in found) == (n_real > n_test)
+    assert ("fd_mobilenet_v2_at_floor" in found) == (n_real > n_test)
     if n_real > n_test:  # the distance of fewer images is larger
-        assert found["fd_mobilenet_v2_at_floor_n"] > found["fd_mobilenet_v2"]
+        assert found["fd_mobilenet_v2_at_floor_n"] == 20
+        assert found["fd_mobilenet_v2_at_floor"] > found["fd_mobilenet_v2"]
 
 
 def test_a_column_holds_one_protocol(tmp_path, hr_folder):
@@ -360,6 +392,24 @@ def test_report(tmp_path, evaluations, source):
     assert html.count("data:image/png;base64") == 4 + 3  # input, two models, truth; input, two models
     assert not re.search(r'(src|href)="(?!data:|#)', html.replace("http://www.w3.org", ""))
     assert {"grid_test.png", "grid_real.png"} <= {file.name for file in tmp_path.iterdir()}
+
+
+def test_report_of_distances_alone(tmp_path, evaluations, hr_folder, lr_folder):
+    """An evaluation of real faces only has no per-image numbers and no floor; a copied summary.json no pictures."""
+    place, _, uri = evaluations
+    sets = {"real": str(lr_folder), "reference": str(hr_folder), "tracking_uri": uri}
+    found = run_job("evaluate", config(tmp_path, "real", **sets), evaluate_and_log)
+    assert found["fd_mobilenet_v2_warning"] == "no floor, as --test was not given"
+    for runs, columns in (((tmp_path / "real",), ()), ((place / "bicubic", place / "edsr_a&b"), ("fd_mobilenet_v2",))):
+        wanted = build(
+            ReportConfig, runs=tuple(map(str, runs)), columns=columns, output=str(tmp_path / "r"), tracking_uri=uri
+        )
+        run_job("report", wanted, report)
+        assert "FD mobilenet_v2" in (tmp_path / "r" / "table.md").read_text()
+    shutil.copy(place / "bicubic" / "summary.json", tmp_path / "mine.json")
+    wanted = build(ReportConfig, runs=(str(tmp_path / "mine.json"),), output=str(tmp_path / "s"), tracking_uri=uri)
+    assert run_job("report", wanted, report)["models"] == "bicubic"
+    assert not (tmp_path / "s" / "grid_test.png").exists()
 
 
 def test_report_refuses_what_is_no_evaluation(tmp_path, evaluations):

@@ -187,7 +187,7 @@ def test_interval_and_extrapolation_of_the_distance():
 def test_an_estimate_says_when_there_are_too_few():
     reference = Reference(Moments().add(features(3, 5000, 16)))
     few = estimate(reference, groups_of(features(4, 15, 16)))
-    assert few.warning == "15 images are fewer than the 16 dimensions: comparable at this N only"
+    assert few.warning == "15 images are no more than the 16 dimensions: comparable at this N only"
     assert few.infinity is None
     two = estimate(reference, groups_of(features(4, 2, 16)))
     assert two.value > 0
@@ -256,6 +256,10 @@ def test_paired_difference_sees_what_two_intervals_do_not():
     (alone_a,), (alone_b,) = (m.intervals() for m in means)
     assert alone_a.high > alone_b.low
     assert paired_difference({"1": 1.0}, {"2": 1.0}) is None
+    # Four variants of each face say no more than one.
+    four = [{f"{i}#{k}": value for i, value in v.items() for k in range(4)} for v in (b, a)]
+    variants = paired_difference(*four, face_of=lambda i: i.rpartition("#")[0])
+    assert (variants.low, variants.high) == pytest.approx((difference.low, difference.high))
 
 
 @given(st.integers(1, 40), st.integers(1, 20))

@@ -42,6 +42,15 @@ def decode(data: bytes) -> np.ndarray:
         raise BadImage(f"{reason}: {type(error).__name__}: {str(error)[:120]}") from error
 
 
+def decode_tensor(data: bytes) -> torch.Tensor:
+    """Encoded image -> (3, H, W) uint8 RGB.
+
+    Raises:
+        BadImage: see `decode`.
+    """
+    return torch.from_numpy(decode(data)).permute(2, 0, 1)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         wide = np.asarray(image).astype(np.float64)
@@ -78,11 +87,14 @@ def training_image(data: bytes, size: int) -> torch.Tensor:
     Raises:
         BadImage: see `decode`.
     """
-    image = decode(data)
-    side = min(image.shape[:2])
-    top, left = (image.shape[0] - side) // 2, (image.shape[1] - side) // 2
-    square = torch.from_numpy(image[top : top + side, left : left + side]).permute(2, 0, 1)
-    return resize(square[None], size)[0]
+    return resize(centre_square(decode_tensor(data))[None], size)[0]
+
+
+def centre_square(images: torch.Tensor) -> torch.Tensor:
+    """(…, H, W) -> (…, S, S) with S = min(H, W)."""
+    side = min(images.shape[-2:])
+    top, left = (images.shape[-2] - side) // 2, (images.shape[-1] - side) // 2
+    return images[..., top : top + side, left : left + side]
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:

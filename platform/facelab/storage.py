@@ -118,6 +118,23 @@ def write_bytes(uri: str, data: bytes) -> None:
             aside.unlink(missing_ok=True)
 
 
+def upload(local: Path, uri: str) -> None:
+    """Copy a local file whole or not at all, without reading it into memory."""
+    uri = normalise(uri)
+    with _explained(uri):
+        if uri.startswith("s3://"):
+            _s3().put_file(str(local), uri)
+            return
+        target = Path(uri)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            shutil.copyfile(local, aside)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
 def write_text(uri: str, text: str) -> None:
     write_bytes(uri, text.encode())
 

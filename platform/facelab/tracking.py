@@ -241,9 +241,11 @@ def find_runs(uri: str, experiment: str, query: str, job: str) -> list[str]:
 def run_artifacts(uri: str, run: str, folder: str) -> str:
     """Download the artifacts of a run (runs:/ID) into a subfolder of a local folder; returns it."""
     _client(uri)
-    run_id = run.removeprefix("runs:/")
+    run_id = run.removeprefix("runs:/").rstrip("/")
+    if not run_id.isalnum():
+        raise UsageError(f"{run}: give runs:/ID alone")
     place = Path(folder) / run_id
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     try:
         return mlflow.artifacts.download_artifacts(run_id=run_id, dst_path=str(place), tracking_uri=uri)
     except (mlflow.MlflowException, OSError) as error:

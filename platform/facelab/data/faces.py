@@ -12,7 +12,7 @@ from tqdm import tqdm
 from facelab import storage
 from facelab.data import shards
 from facelab.errors import UsageError
-from facelab.images import IMAGE_SUFFIXES, BadImage, decode, encode_png, is_plain, training_image
+from facelab.images import IMAGE_SUFFIXES, BadImage, decode, decode_tensor, encode_png, is_plain, training_image
 
 MIN_SIDE = 12
 """Shorter sides are rejected: nothing of a face is left (px)."""
@@ -205,7 +205,7 @@ def load_pairs(uri: str, *, progress: bool = False) -> PairSet:
     pairs = []
     rows = shards.read_rows(uri, ["id", "hr_id", "hr", "lr"])
     for row in tqdm(rows, f"reading {uri}", unit="pair", total=manifest.rows, disable=not progress, leave=False):
-        hr, lr = (torch.from_numpy(decode(row[key])).permute(2, 0, 1) for key in ("hr", "lr"))
+        hr, lr = (decode_tensor(row[key]) for key in ("hr", "lr"))
         pairs.append((row["id"], row["hr_id"], hr, lr))
     if not pairs:
         raise UsageError(f"{uri}: an empty set of pairs")

@@ -182,6 +182,19 @@ def read_shard(uri: str, columns: list[str]) -> list[dict[str, Any]]:
         raise UsageError(f"{uri}: damaged shard ({str(error).splitlines()[0]}): write the set again") from error
 
 
+def read_column(uri: str, name: str) -> list[Any]:
+    """One column of a shard, without fetching the others.
+
+    Raises:
+        UsageError: it cannot be read, or has no such column.
+    """
+    filesystem, path = storage.resolve(uri)
+    try:
+        return pq.read_table(path, columns=[name], filesystem=filesystem)[name].to_pylist()
+    except (KeyError, pa.ArrowInvalid, OSError) as error:
+        raise UsageError(f"{uri}: damaged shard ({str(error).splitlines()[0]}): write the set again") from error
+
+
 def read_rows(uri: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Every row of a finished set, shard by shard.
 

@@ -4,6 +4,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from facelab.batching import MICRO_BATCH
 from facelab.config import JobConfig, ModelUri, Uri
 from facelab.metrics.features import FeatureConfig
 from facelab.metrics.identity import IdentityConfig
@@ -61,6 +62,12 @@ class EvaluateConfig(JobConfig):
     """Images handed to an actor at a time; the numbers do not depend on it."""
     max_rejected: float = Field(default=0.1, ge=0, le=1)
     """Fail when more than this share of a set cannot be used or has no finished image."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Images that a network sees at a time; where all have sizes of their own, a padded batch would waste all but
+        one."""
+        return 1 if self.native else MICRO_BATCH
 
     @model_validator(mode="after")
     def _something_to_measure(self):

@@ -11,14 +11,14 @@ import torch
 from facelab.batching import in_fixed_batches
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
-from facelab.evaluation.rows import draw_key
+from facelab.evaluation.rows import ImageSet, draw_key, draw_thresholds, is_first_variant
 from facelab.evaluation.subject import Model, Subject
-from facelab.images import BadImage, decode, training_image
+from facelab.images import BadImage, decode_tensor, training_image
 from facelab.metrics.features import Features
 from facelab.metrics.identity import Identity
 from facelab.metrics.no_reference import Brisque
-from facelab.metrics.perceptual import Lpips
-from facelab.metrics.psnr_ssim import psnr, ssim
+from facelab.metrics.perceptual import LPIPS_MIN_SIDE, Lpips
+from facelab.metrics.psnr_ssim import SSIM_WINDOW, psnr, ssim
 from models.resize import resize
 
 FEATURES = "features/"
@@ -60,12 +60,13 @@ class Measure:
     Images of one role and size are measured together; no number depends on which others those are.
     """
 
-    def __init__(self, config: EvaluateConfig, subject: Subject, thresholds: dict[str, int]):
+    def __init__(self, config: EvaluateConfig, subject: Subject, sets: dict[str, ImageSet]):
         """
         Raises:
             UsageError: a metric's weights are missing.
         """
-        self.config, self.subject, self.thresholds = config, subject, thresholds
+        self.config, self.subject, self.thresholds = config, subject, draw_thresholds(sets, config.seed)
+        self.kinds = {role: images.kind for role, images in sets.items()}
         model = subject.model if isinstance(subject, Model) else None
         self.scale, self.hr_size = (model.scale, model.hr_size) if model else (config.scale, config.hr_size)
         chosen = config.metrics
@@ -118,37 +119,44 @@ class Measure:
         if role == "real":
             return Face(row, role, identifier, None, self._image(lr, self.hr_size // self.scale, 1))
         if role == "test" and lr:
-            truth, low = (torch.from_numpy(decode(data)).permute(2, 0, 1) for data in (hr, lr))
+            truth, low = self._large_enough(decode_tensor(hr)), decode_tensor(lr)
             return Face(row, role, identifier, truth, low)
         sharp = self._image(hr, self.hr_size, self.scale)
         if role == "reference":
             return Face(row, role, identifier, sharp, None)
+        self._large_enough(sharp)
         low = resize(sharp[None], sharp.shape[-2] // self.scale, sharp.shape[-1] // self.scale)[0]
         return Face(row, role, identifier, sharp, low)
 
     def _image(self, data: bytes, size: int, multiple: int) -> torch.Tensor:
         if not self.config.native:
             return training_image(data, size)
-        image = torch.from_numpy(decode(data)).permute(2, 0, 1)
+        image = decode_tensor(data)
         height, width = (side - side % multiple for side in image.shape[-2:])
         return image[:, :height, :width]
+
+    def _large_enough(self, truth: torch.Tensor) -> torch.Tensor:
+        least = {"psnr": 1 + 2 * self.config.crop, "ssim": SSIM_WINDOW + 2 * self.config.crop, "lpips": LPIPS_MIN_SIDE}
+        for name in self.config.metrics:
+            if min(truth.shape[-2:]) < least.get(name, 1):
+                size = f"{truth.shape[-1]}x{truth.shape[-2]}"
+                raise BadImage(f"too small: {size} px, but {name} needs {least[name]} a side")
+        return truth
 
     def outputs(self, faces: list[Face]) -> list[torch.Tensor | BadImage]:
         """The super-resolved images (3, H, W) uint8 of faces of one role and size, or why one cannot be compared."""
         lr = torch.stack([face.lr for face in faces])  # pyrefly: ignore
         found = self.subject.outputs(faces[0].role, [face.id for face in faces], lr)
+        # A real face has no truth, but the same size is due: another one would be another metric.
+        truth = faces[0].hr
+        height, width = truth.shape[-2:] if truth is not None else (side * self.scale for side in lr.shape[-2:])
         checked: list[torch.Tensor | BadImage] = []
-        for face, image in zip(faces, found, strict=True):
-            if isinstance(image, torch.Tensor) and face.hr is not None and image.shape != face.hr.shape:
-                sizes = [f"{x.shape[-1]}x{x.shape[-2]}" for x in (image, face.hr)]
+        for image in found:
+            if isinstance(image, torch.Tensor) and image.shape[-2:] != (height, width):
+                sizes = f"{image.shape[-1]}x{image.shape[-2]} px, but {width}x{height} are due"
                 if isinstance(self.subject, Model):
-                    raise UsageError(
-                        f"{self.config.test}: {self.subject.uri} enlarges {self.scale} times, to {sizes[0]} px, but "
-                        f"the truth has {sizes[1]}"
-                    )
-                image = BadImage(
-                    f"finished image of {sizes[0]} px, but the truth has {sizes[1]}: give --hr-size or --native"
-                )
+                    raise UsageError(f"{self.config.test}: {self.subject.uri} enlarges {self.scale} times, to {sizes}")
+                image = BadImage(f"finished image of {sizes}: give --hr-size, or --native with --scale")
             checked.append(image)
         return checked
 
@@ -159,19 +167,17 @@ class Measure:
             for face in faces:
                 out["digest"][face.row] = face.digest
             return
-        usable: list[tuple[Face, torch.Tensor]] = []
+        usable: list[Face] = []
+        images: list[torch.Tensor] = []
         for face, image in zip(faces, self.outputs(faces), strict=True):
             if isinstance(image, BadImage):
                 out["rejected"][face.row] = str(image)
             else:
                 out["digest"][face.row], out["output_digest"][face.row] = face.digest, _digest(image)
-                usable.append((face, image))
-        # A tool may have finished real faces of one size in several.
-        by_size: dict[tuple, list[tuple[Face, torch.Tensor]]] = defaultdict(list)
-        for face, image in usable:
-            by_size[tuple(image.shape)].append((face, image))
-        for group in by_size.values():
-            self._numbers([face for face, _ in group], torch.stack([image for _, image in group]), out)
+                usable.append(face)
+                images.append(image)
+        if usable:
+            self._numbers(usable, torch.stack(images), out)
 
     def _numbers(self, faces: list[Face], sr: torch.Tensor, out: dict[str, Any]) -> None:
         rows = [face.row for face in faces]
@@ -185,13 +191,12 @@ class Measure:
             family, _, colour = name.partition("_")
             if family in ("psnr", "ssim"):
                 function = psnr if family == "psnr" else ssim
-                try:
-                    out[name][rows] = function(sr, hr, colour=colour, crop=self.config.crop).numpy()
-                except ValueError as error:  # smaller than SSIM's window or the crop
-                    raise UsageError(f"{self.config.test}: {faces[0].id}: {error}") from error
+                parts = zip(sr.split(self.config.micro_batch), hr.split(self.config.micro_batch), strict=True)
+                values = [function(a, b, colour=colour, crop=self.config.crop) for a, b in parts]
+                out[name][rows] = torch.cat(values).numpy()
         for judge, name in ((self.lpips, self.lpips.name if self.lpips else ""), (self.identity, "identity")):
             if judge:
-                out[name][rows] = in_fixed_batches(judge, sr, hr).numpy()
+                out[name][rows] = in_fixed_batches(judge, sr, hr, size=self.config.micro_batch).numpy()
         drawn = [i for i, face in enumerate(faces) if self._is_drawn(face)]
         if drawn:
             self._put_features([rows[i] for i in drawn], hr[drawn], out)
@@ -199,9 +204,11 @@ class Measure:
     def _is_drawn(self, face: Face) -> bool:
         """Whether a test face is one of those whose truth is compared with the reference, for the floor."""
         threshold = self.thresholds.get(face.role)
-        return self.features is not None and (threshold is None or draw_key(self.config.seed, face.id) <= threshold)
+        if self.features is None or not is_first_variant(self.kinds.get(face.role, ""), face.id):
+            return False
+        return threshold is None or draw_key(self.config.seed, face.id) <= threshold
 
     def _put_features(self, rows: list[int], images: torch.Tensor, out: dict[str, Any]) -> None:
         if self.features:
-            for layer, found in in_fixed_batches(self.features, images).items():
+            for layer, found in in_fixed_batches(self.features, images, size=self.config.micro_batch).items():
                 out[FEATURES + layer][rows] = found.numpy()

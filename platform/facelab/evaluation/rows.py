@@ -36,12 +36,13 @@ class ImageSet:
         return "real" if self.role == "real" else "pairs" if self.kind == "pairs" else "bicubic"
 
     def ids(self) -> Iterator[str]:
-        """Ids of all rows, without their images."""
+        """Ids of all rows, without fetching their images."""
         for item in self.items:
-            if self.kind == "folder":
-                yield item["name"]
-            else:
-                yield from (row["id"] for row in shards.read_shard(item["uri"], ["id"]))
+            yield from [item["name"]] if self.kind == "folder" else shards.read_column(item["uri"], "id")
+
+    def faces(self) -> Iterator[str]:
+        """One id for each face, of its first variant."""
+        return (identifier for identifier in self.ids() if is_first_variant(self.kind, identifier))
 
 
 def image_sets(config: EvaluateConfig) -> dict[str, ImageSet]:
@@ -91,16 +92,40 @@ def _face(role: str, row: dict[str, Any]) -> dict[str, Any]:
     return {"id": row["id"], "hr": none if role == "real" else image, "lr": image if role == "real" else none}
 
 
+def face_of(kind: str, identifier: str) -> str:
+    """What the variants of a face have in common: of a pair's id HR_ID#k, HR_ID."""
+    return identifier.rpartition("#")[0] if kind == "pairs" else identifier
+
+
+def is_first_variant(kind: str, identifier: str) -> bool:
+    """Whether a row stands for its face where each face counts once."""
+    return kind != "pairs" or identifier.endswith("#0")
+
+
 def draw_key(seed: int, identifier: str) -> int:
     """The place of an image in a random order of its set, which nothing but its id decides."""
     return seed_for(seed, "draw", identifier)
 
 
 def draw_thresholds(sets: dict[str, ImageSet], seed: int) -> dict[str, int]:
-    """For the floor of FD: the largest draw_key of equally many test and real images, by role; only of the larger set,
-    as all of the smaller are taken."""
-    if not {"test", "real"} <= sets.keys() or sets["test"].rows == sets["real"].rows:
+    """For the floor of FD: the largest draw_key of equally many test and real faces, by role; only of the larger set,
+    as all of the smaller are taken.
+
+    Raises:
+        UsageError: a shard is missing.
+    """
+    if not {"test", "real"} <= sets.keys():
         return {}
-    smaller, larger = sorted((sets["test"], sets["real"]), key=lambda s: s.rows)
-    keys = np.fromiter((draw_key(seed, i) for i in larger.ids()), np.uint64, larger.rows)
-    return {larger.role: int(np.partition(keys, smaller.rows - 1)[smaller.rows - 1])}
+    if sets["test"].kind != "pairs" and sets["test"].rows == sets["real"].rows:
+        return {}  # spares the reading of ids
+    keys = {}
+    for role in ("test", "real"):
+        keys[role] = np.fromiter((draw_key(seed, i) for i in sets[role].faces()), np.uint64)
+        if sets[role].kind != "pairs" and len(keys[role]) != sets[role].rows:
+            raise UsageError(
+                f"{sets[role].uri}: {len(keys[role])} faces where the manifest counts {sets[role].rows}: write the set "
+                "again"
+            )
+    smaller, larger = sorted(keys, key=lambda role: len(keys[role]))
+    count = len(keys[smaller])
+    return {} if count == len(keys[larger]) else {larger: int(np.partition(keys[larger], count - 1)[count - 1])}

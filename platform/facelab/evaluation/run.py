@@ -3,6 +3,7 @@
 import io
 import json
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,7 +22,7 @@ from facelab.cluster import READER_CPUS, ray_session, require_room
 from facelab.data import shards
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Face, Measure
-from facelab.evaluation.rows import ImageSet, Item, draw_key, draw_thresholds, image_sets, read_rows
+from facelab.evaluation.rows import ImageSet, Item, draw_key, image_sets, read_rows
 from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
 from facelab.images import BadImage, encode_png, grid
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
 
 _EXAMPLES = 12
 _FILES_PER_TASK = 256
+_ARTIFACTS = ("per_image.parquet", "examples.parquet", "protocol.json", "grid.png", "real.png", "rejected.parquet")
 EXAMPLE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("role", "id")] + [(n, pa.binary()) for n in ("lr", "sr", "hr")]
 )
@@ -40,10 +42,10 @@ EXAMPLE_SCHEMA = pa.schema(
 def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
     """Run the job; its tables and pictures also go to its MLflow run."""
     summary = evaluate(config)
-    pictures = [name for name, given in (("grid.png", config.test), ("real.png", config.real)) if given]
-    for name in ("per_image.parquet", "examples.parquet", "protocol.json", *pictures):
-        with storage.local_copy(storage.join(config.output, name)) as file:
-            run.artifact(file)
+    for name in _ARTIFACTS:
+        if storage.exists(place := storage.join(config.output, name)):
+            with storage.local_copy(place) as file:
+                run.artifact(file)
     return summary
 
 
@@ -55,20 +57,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         UsageError: unusable model or sets.
     """
     sets = image_sets(config)
-    subject = load_subject(config)
-    measure = Measure(config, subject, draw_thresholds(sets, config.seed))
+    subject = load_subject(config, sets)
+    measure = Measure(config, subject, sets)
+    for name in _ARTIFACTS:  # of an earlier evaluation
+        storage.delete(storage.join(config.output, name))
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
         table = Path(folder) / "per_image.parquet"
-        tally = Tally(config, measure, sets, table)
         total = sum(images.rows for images in sets.values())
-        with tqdm(total=total, desc=f"measuring {subject.name}", unit="image", leave=False) as progress:
+        with (
+            Tally(config, measure, sets, table) as tally,
+            tqdm(total=total, desc=f"measuring {subject.name}", unit="image", leave=False) as progress,
+        ):
             for batch in _measured(config, measure, sets):
                 tally.add(batch)
                 progress.update(len(batch["id"]))
+        if rejected := [row for rows in tally.rejected.values() for row in rows]:
+            shards.write_rejected(config.output, rejected)
         summary, protocols = tally.finish()
-        storage.write_bytes(storage.join(config.output, "per_image.parquet"), table.read_bytes())
-    if rejected := [row for rows in tally.rejected.values() for row in rows]:
-        shards.write_rejected(config.output, rejected)
+        storage.upload(table, storage.join(config.output, "per_image.parquet"))
     storage.write_text(storage.join(config.output, "protocol.json"), json.dumps(protocols, indent=2))
     _write_examples(config, measure.to(torch.device("cpu")), sets)
     version = subject.version or tally.outputs.hexdigest()[:16]
@@ -138,23 +144,25 @@ def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, Im
     for role, name in (("test", "grid.png"), ("real", "real.png")):
         if role not in sets:
             continue
-        shown: list[tuple[Face, torch.Tensor]] = []
+        groups: dict[tuple, list[Face]] = defaultdict(list)
         for row in _some_rows(sets[role]):
             try:
-                if not row["rejected"] and len(shown) < _EXAMPLES:
+                if not row["rejected"]:
                     face = measure.decode(0, role, row["id"], row["hr"], row["lr"])
-                    (image,) = measure.outputs([face])
-                    if isinstance(image, torch.Tensor):
-                        shown.append((face, image))
+                    groups[face.sizes].append(face)
             except BadImage:
                 continue  # counted and told by the tally
+        made = [pair for faces in groups.values() for pair in zip(faces, measure.outputs(faces), strict=True)]
+        usable = [(face, image) for face, image in made if isinstance(image, torch.Tensor)]
+        shown = sorted(usable, key=lambda pair: draw_key(0, pair[0].id))[:_EXAMPLES]
         for face, image in shown:
             pictures = {"lr": face.lr, "sr": image, "hr": face.hr}
             encoded = {key: None if x is None else encode_png(x) for key, x in pictures.items()}
             rows.append({"role": role, "id": face.id, **encoded})
         columns = [[face.lr, _enlarged(face, image), image, face.hr] for face, image in shown]
         lines = [list(line) for line in zip(*columns, strict=True) if line[0] is not None]
-        storage.write_bytes(storage.join(config.output, name), encode_png(grid(lines, cell=96)))
+        if lines:
+            storage.write_bytes(storage.join(config.output, name), encode_png(grid(lines, cell=96)))
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), buffer)
     storage.write_bytes(storage.join(config.output, "examples.parquet"), buffer.getvalue())
@@ -164,7 +172,7 @@ def _some_rows(images: ImageSet) -> list[dict[str, Any]]:
     """Rows to choose examples from, the same for every model; drawn by id, as neighbours are often one person."""
     items = sorted(images.items, key=lambda item: draw_key(0, item["name"]))
     rows = read_rows(items[: 2 * _EXAMPLES] if images.kind == "folder" else items[:1])
-    return sorted(rows, key=lambda row: draw_key(0, row["id"]))[: 2 * _EXAMPLES]
+    return sorted(rows, key=lambda row: draw_key(0, row["id"]))[: 2 * _EXAMPLES]  # some may be unusable
 
 
 def _enlarged(face: Face, image: torch.Tensor) -> torch.Tensor:

@@ -6,10 +6,11 @@ from pathlib import PurePosixPath
 import torch
 
 from facelab import model_store, storage
-from facelab.batching import MICRO_BATCH, in_fixed_batches
+from facelab.batching import in_fixed_batches
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
-from facelab.images import IMAGE_SUFFIXES, BadImage, decode, to_float, to_uint8
+from facelab.evaluation.rows import ImageSet
+from facelab.images import IMAGE_SUFFIXES, BadImage, decode_tensor, to_float, to_uint8
 
 
 @dataclass
@@ -71,7 +72,7 @@ class FinishedImages:
         if uri is None:
             return BadImage(f"no finished image: {_stem(identifier)}{self.suffix} with any ending in {self.uri}")
         try:
-            return torch.from_numpy(decode(storage.read_bytes(uri))).permute(2, 0, 1)
+            return decode_tensor(storage.read_bytes(uri))
         except BadImage as error:
             return BadImage(f"finished image {uri}: {error}")
 
@@ -79,23 +80,22 @@ class FinishedImages:
 Subject = Model | FinishedImages
 
 
-def load_subject(config: EvaluateConfig) -> Subject:
+def load_subject(config: EvaluateConfig, sets: dict[str, ImageSet]) -> Subject:
     """What --model names.
 
     Raises:
-        UsageError: neither a trained super-resolution model nor images.
+        UsageError: neither a trained super-resolution model nor finished images of these sets.
     """
     if config.model == "bicubic":
         model = model_store.bicubic_model(config.scale, config.hr_size)
-    elif (finished := _finished(config)) is not None:
+    elif (finished := _finished(config, sets)) is not None:
         return finished
     else:
         model = model_store.load_model(config.model, "sr")
-    # Of images that all have sizes of their own, a padded batch would waste all but one.
-    return Model(model, config.model, 1 if config.native else MICRO_BATCH, torch.device("cpu"))
+    return Model(model, config.model, config.micro_batch, torch.device("cpu"))
 
 
-def _finished(config: EvaluateConfig) -> FinishedImages | None:
+def _finished(config: EvaluateConfig, sets: dict[str, ImageSet]) -> FinishedImages | None:
     uri = config.model
     if uri.startswith("models:/") or any(
         storage.exists(storage.join(place, "model.json")) for place in (uri, storage.join(uri, "model"))
@@ -104,15 +104,37 @@ def _finished(config: EvaluateConfig) -> FinishedImages | None:
     found = storage.list_files(uri, IMAGE_SUFFIXES)
     if not found:
         return None  # model_store tells what is missing
-    roles = [role for role, given in (("test", config.test), ("real", config.real)) if given]
-    files: dict[str, dict[str, str]] = {}
+    roles = [role for role in ("test", "real") if role in sets]
+    own = {role: {n.removeprefix(f"{role}/"): u for n, u in found if n.startswith(f"{role}/")} for role in roles}
+    if len(roles) == 1:
+        own[roles[0]] = own[roles[0]] or dict(found)
+    elif not all(own.values()):
+        raise UsageError(f"{uri}: --test and --real need their finished images in its subfolders test and real")
+    files = {}
     for role in roles:
-        own = {name.removeprefix(f"{role}/"): place for name, place in found if name.startswith(f"{role}/")}
-        chosen = own or dict(found)
-        files[role] = {_stem(name): place for name, place in chosen.items()}
-        if len(files[role]) < len(chosen):
+        files[role] = {_stem(name): place for name, place in own[role].items()}
+        if len(files[role]) < len(own[role]):
             raise UsageError(f"{uri}: some images differ in their ending alone: keep one image for each face")
+        _require_finished(config, sets[role], files[role])
     return FinishedImages(uri, config.finished_suffix, files)
+
+
+def _require_finished(config: EvaluateConfig, images: ImageSet, files: dict[str, str]) -> None:
+    """Refuse what would be found out after hours: wrong names, or faces that one finished image would stand for."""
+    stems: dict[str, str] = {}
+    missing = []
+    for identifier in images.ids():
+        stem = _stem(identifier)
+        if stem in stems:
+            raise UsageError(f"{images.uri}: {stems[stem]} and {identifier} differ in their ending alone: rename one")
+        stems[stem] = identifier
+        if stem + config.finished_suffix not in files:
+            missing.append(stem + config.finished_suffix)
+    if len(missing) > config.max_rejected * len(stems):
+        raise UsageError(
+            f"--model {config.model}: no trained model there, and {len(missing)} of {len(stems)} finished images of "
+            f"{images.uri} are missing, such as {missing[0]} with any ending (see --finished-suffix)"
+        )
 
 
 def _stem(name: str) -> str:

@@ -1,8 +1,9 @@
 """Rows of numbers -> the numbers of a set, in one pass and in memory that does not grow with it."""
 
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -13,23 +14,25 @@ from facelab.data import shards
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import FEATURES, Measure
-from facelab.evaluation.rows import ImageSet, draw_key
+from facelab.evaluation.rows import ImageSet, draw_key, face_of
 from facelab.metrics import frechet
 from facelab.metrics.intervals import Bootstrap
-from facelab.metrics.kid import Sample, kid
+from facelab.metrics.kid import CAPACITY, Sample, kid
 from facelab.metrics.protocol import Protocol
+
+_ROWS_PER_GROUP = 65_536  # of per_image.parquet: each group costs some KB until the end
 
 
 class _Side:
-    """Features of one set: moments of its parts, and a sample for KID."""
+    """Features of one set: moments, in parts where an interval is wanted, and a sample for KID."""
 
-    def __init__(self) -> None:
-        self.parts = [frechet.Moments() for _ in range(frechet.GROUPS)]
+    def __init__(self, parts: int = 1):
+        self.parts = [frechet.Moments() for _ in range(parts)]
         self.sample = Sample()
         self.count = 0
 
     def add(self, keys: np.ndarray, features: torch.Tensor) -> None:
-        part = (self.count + torch.arange(len(features))) % frechet.GROUPS
+        part = (self.count + torch.arange(len(features))) % len(self.parts)
         for index in part.unique().tolist():
             self.parts[index].add(features[part == index])
         self.sample.add(keys, features)
@@ -37,7 +40,10 @@ class _Side:
 
 
 class Tally:
-    """Takes the batches of `Measure`, whatever their sizes; knows the summary at the end."""
+    """Takes the batches of `Measure`, whatever their sizes; knows the summary at the end.
+
+    To be closed, also after an error: `with Tally(…) as tally`.
+    """
 
     def __init__(self, config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet], table: Path):
         self.config, self.measure, self.sets = config, measure, sets
@@ -47,13 +53,31 @@ class Tally:
         self.outputs = shards.RowHash()
         self.rejected: dict[str, list[dict[str, str]]] = {role: [] for role in roles}
         self.bootstraps = {role: Bootstrap(len(self.names), config.seed) for role in ("test", "real")}
+        self.infinite = np.zeros(len(self.names), np.int64)
+        """Test images for which a metric is infinite: PSNR of equal ones."""
         layers = measure.features.layers if measure.features else ()
-        # drawn: as many real outputs as there are test faces, where those are fewer.
-        self.sides = {layer: {role: _Side() for role in (*roles, "drawn")} for layer in layers}
+        # Of the real side, what an interval needs. drawn: as many real outputs as test faces, where those are fewer.
+        self.sides = {
+            layer: {"real": _Side(frechet.GROUPS), **{role: _Side() for role in ("test", "reference", "drawn")}}
+            for layer in layers
+        }
         self.schema = pa.schema(
             [("role", pa.string()), ("id", pa.string()), *((name, pa.float64()) for name in self.names)]
         )
         self.writer = pq.ParquetWriter(table, self.schema, compression="zstd")
+        self.waiting: list[pa.Table] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write_rows()
+        self.writer.close()
+
+    def _write_rows(self) -> None:
+        if self.waiting:
+            self.writer.write_table(pa.concat_tables(self.waiting))
+        self.waiting = []
 
     def add(self, batch: dict[str, Any]) -> None:
         """Fold in one batch."""
@@ -77,10 +101,13 @@ class Tally:
             values = np.stack([np.asarray(batch[n], np.float64)[rows] for n in self.names], 1) if self.names else None
             columns = {name: pa.array(values[:, k], from_pandas=True) for k, name in enumerate(self.names)}  # pyrefly: ignore
             ids_and_numbers = {"role": [role] * len(rows), "id": names, **columns}
-            self.writer.write_table(pa.table(ids_and_numbers, schema=self.schema))
+            self.waiting.append(pa.table(ids_and_numbers, schema=self.schema))
+            if sum(len(table) for table in self.waiting) >= _ROWS_PER_GROUP:
+                self._write_rows()
             if values is not None:
+                self.infinite += np.isinf(values).sum(axis=0)
                 for name, own in zip(names, values, strict=True):
-                    self.bootstraps[role].add(name, own)
+                    self.bootstraps[role].add(face_of(self.sets[role].kind, name), own)  # variants belong together
         if self.sides:
             self._add_features(role, rows, names, batch)
 
@@ -101,10 +128,8 @@ class Tally:
         """The summary, and the protocol of each of its numbers.
 
         Raises:
-            UsageError: nothing usable in a set, or shards are missing.
-            RuntimeError: too many rejected.
+            UsageError: nothing usable in a set, too many rejected, or shards are missing.
         """
-        self.writer.close()
         self._check_counts()
         summary: dict[str, Any] = {}
         protocols: dict[str, Protocol] = {}
@@ -139,16 +164,19 @@ class Tally:
                 )
 
     def _per_image(self, role: str, suffix: str, summary: dict[str, Any], protocols: dict[str, Protocol]) -> None:
-        for name, interval in zip(self.names, self.bootstraps[role].intervals(), strict=True):
-            equal = role == "test" and interval is None and name.startswith("psnr")  # equal images: infinite
-            if interval is None and not equal:
-                continue  # a metric of the other role
-            key = name + suffix
-            summary[key] = float("inf") if interval is None else interval.mean
-            if interval is not None and interval.low is not None:
-                summary |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
-            if interval is not None and interval.n < self.counts[role]:
-                summary[f"{key}_undefined"] = self.counts[role] - interval.n
+        for column, (name, interval) in enumerate(zip(self.names, self.bootstraps[role].intervals(), strict=True)):
+            infinite = int(self.infinite[column]) if role == "test" else 0
+            if interval is None and not infinite:
+                continue  # measured on the other role, or defined for no image
+            key, defined = name + suffix, infinite + (interval.n if interval else 0)
+            if infinite or interval is None:
+                summary |= {key: float("inf"), f"{key}_infinite": infinite}  # as the mean is, with equal images
+            else:
+                summary[key] = interval.mean
+                if interval.low is not None:
+                    summary |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
+            if defined < self.counts[role]:
+                summary[f"{key}_undefined"] = self.counts[role] - defined
             protocols[key] = self._protocol(key, role, **self._settings(name))
 
     def _settings(self, name: str) -> dict[str, Any]:
@@ -157,12 +185,12 @@ class Tally:
         if family in ("psnr", "ssim"):
             return {"colour": colour, "crop": c.crop}
         if family == "lpips" and m.lpips:
-            return {"colour": "rgb", "weights": m.lpips.sha256, "settings": {"heads": "lpips v0.1"}}
+            return {"colour": "rgb", "weights": m.lpips.sha256, "settings": _library("lpips")}
         if family == "identity" and m.identity:
             settings = c.identity.model_dump(exclude={"embedding"})
             return {"colour": c.identity.colour, "weights": m.identity.sha256, "settings": settings}
         assert m.brisque
-        return {"colour": "y", "weights": m.brisque.sha256}
+        return {"colour": "luma of YIQ, rounded", "weights": m.brisque.sha256, "settings": _library("piq")}
 
     def _protocol(self, name: str, role: str, **own: Any) -> Protocol:
         size = "native" if self.config.native else str(self.measure.hr_size)
@@ -188,19 +216,20 @@ class Tally:
         base = frechet.Reference(frechet.merged(reference.parts), "reference")
         found = frechet.estimate(base, real.parts)
         summary[name] = found.value
-        spread = {"low": found.low, "high": found.high, "infinity": found.infinity, "warning": found.warning}
+        missing = "" if "test" in self.sets else "no floor, as --test was not given"
+        warning = "; ".join(filter(None, (found.warning, missing)))
+        spread = {"low": found.low, "high": found.high, "infinity": found.infinity, "warning": warning or None}
         summary |= {f"{name}_{key}": value for key, value in spread.items() if value is not None}
         summary |= {f"{name}_layer": layer, f"{name}_dims": network.dims[layer]}
         distance = kid(reference.sample.rows(), real.sample.rows(), seed=self.config.seed)
-        summary |= {kernel: distance.mean, f"{kernel}_std": distance.std}
-        summary[f"{kernel}_subset_size"] = distance.subset_size
-        floor = sides["test"]
+        summary |= {kernel: distance.mean, f"{kernel}_subset_size": distance.subset_size}
+        summary |= {f"{kernel}_std": distance.std} if distance.std is not None else {}
+        floor, drawn = sides["test"], sides["drawn"]
         if floor.count >= 2:
             # Sharp test faces against the sharp reference: what a perfect model would have, at the same N.
-            summary[f"{name}_floor"] = base.distance(frechet.merged(floor.parts), "test")
-            summary[f"{name}_floor_n"] = floor.count
-            if sides["drawn"].count >= 2:  # fewer test faces than real ones
-                summary[f"{name}_at_floor_n"] = base.distance(frechet.merged(sides["drawn"].parts))
+            summary |= {f"{name}_floor": base.distance(floor.parts[0], "test"), f"{name}_floor_n": floor.count}
+            if drawn.count >= 2:  # fewer test faces than real ones
+                summary |= {f"{name}_at_floor": base.distance(drawn.parts[0]), f"{name}_at_floor_n": drawn.count}
             summary[f"{kernel}_floor"] = kid(reference.sample.rows(), floor.sample.rows(), seed=self.config.seed).mean
         common = {
             "colour": "rgb",
@@ -210,4 +239,9 @@ class Tally:
         }
         protocols[name] = self._protocol(name, "real", **common, settings={"layer": layer})
         settings = {"layer": layer, "subset_size": distance.subset_size, "seed": self.config.seed}
+        settings |= {"drawn_from_at_most": CAPACITY}
         protocols[kernel] = self._protocol(kernel, "real", **common, settings=settings)
+
+
+def _library(name: str) -> dict[str, str]:
+    return {"library": f"{name} {metadata.version(name)}"}

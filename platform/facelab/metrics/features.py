@@ -117,6 +117,7 @@ class _FidInception(nn.Module):
 
 @contextmanager
 def loading(module: str, function: str, values: Callable[[], Any]) -> Iterator[None]:
-    """For libraries that can only download their weights: their loader gives what our resolver found."""
+    """For libraries that can only download their weights: for the time of the block, their loader gives what our
+    resolver found. It is replaced in the whole process, so other threads must not load then."""
     with mock.patch.object(importlib.import_module(module), function, side_effect=lambda *_, **__: values()):
         yield

@@ -1,5 +1,6 @@
 """Fréchet distance between two sets of features (Heusel et al., arXiv 1706.08500), from streamed float64 moments."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -59,7 +60,7 @@ class Moments:
         if known and features.shape[1] != known:
             raise ValueError(f"features of {features.shape[1]} and {known} dimensions cannot be mixed")
         if len(features):
-            self._buffer.append(features.detach().cpu())
+            self._buffer.append(features.detach().to("cpu", copy=True))  # the caller may use its tensor again
             self._waiting += len(features)
         if self._waiting >= self._BUFFER:
             self._fold()
@@ -175,12 +176,23 @@ class FrechetDistance:
         return self
 
     def compute(self) -> float:
-        """The distance.
+        """The distance. Warns where a side has no more images than dimensions.
 
         Raises:
             ValueError: fewer than two images on a side.
         """
-        return Reference(self.real).distance(self.generated)
+        reference = Reference(self.real)
+        if reason := too_few(self.real, self.generated):
+            warnings.warn(f"Fréchet distance: {reason}", stacklevel=2)
+        return reference.distance(self.generated)
+
+
+def too_few(real: Moments, generated: Moments) -> str | None:
+    """Why a distance must not be compared with one at another N; None where there are more images than dimensions."""
+    fewest, dims = min(real.count, generated.count), len(real.mean)
+    if fewest > dims:
+        return None
+    return f"{fewest} images are no more than the {dims} dimensions: comparable at this N only"
 
 
 @dataclass(frozen=True)
@@ -221,11 +233,7 @@ def estimate(reference: Reference, groups: Sequence[Moments]) -> FrechetEstimate
             points.append((whole.count / parts, float(np.mean([reference.distance(piece) for piece in pieces]))))
         counts, distances = zip(*points, strict=True)
         infinity = float(np.polyfit(1 / np.array(counts), distances, 1)[1])
-    fewest = min(whole.count, reference.moments.count)
-    warning = (
-        f"{fewest} images are fewer than the {dims} dimensions: comparable at this N only" if fewest <= dims else None
-    )
-    return FrechetEstimate(value, low, high, infinity, warning)
+    return FrechetEstimate(value, low, high, infinity, too_few(reference.moments, whole))
 
 
 @torch.no_grad()

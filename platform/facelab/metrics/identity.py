@@ -11,6 +11,7 @@ from pydantic import Field
 from facelab import storage
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
+from facelab.images import centre_square
 from models.resize import resize
 
 
@@ -30,7 +31,7 @@ class IdentityConfig(Config):
 
 
 class Identity:
-    """Two (B, 3, H, W) uint8 of square faces -> (B,) cosines in [-1, 1]."""
+    """Two (B, 3, H, W) uint8 -> (B,) cosines in [-1, 1]; of faces that are not square, the centre counts."""
 
     def __init__(self, config: IdentityConfig):
         """
@@ -61,7 +62,7 @@ class Identity:
     def embed(self, faces: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) uint8 -> (B, D), of any length."""
         c = self.config
-        x = (resize(faces.float(), c.size).clamp(0, 255) - c.mean) / c.std
+        x = (resize(centre_square(faces).float(), c.size).clamp(0, 255) - c.mean) / c.std
         x = x.flip(1) if c.colour == "bgr" else x
         if self._network is None:
             self._network = self._load()
@@ -81,7 +82,7 @@ class Identity:
         uri = str(self.config.embedding)
         try:
             if uri.endswith(".onnx"):
-                return _onnx(self.data)
+                return _onnx(self.data, self.device)
             if uri.endswith(".pt2"):
                 module = torch.export.load(io.BytesIO(self.data)).module().to(self.device)
             else:
@@ -94,13 +95,14 @@ class Identity:
         return lambda x: module(x.to(self.device))
 
 
-def _onnx(data: bytes) -> Any:
+def _onnx(data: bytes, device: torch.device) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
         raise UsageError("an ONNX network needs onnxruntime: pip install 'facelab[onnx]'") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(data, options, providers=onnxruntime.get_available_providers())
+    provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
+    session = onnxruntime.InferenceSession(data, options, providers=[provider])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x.numpy()})[0]

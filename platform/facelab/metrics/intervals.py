@@ -1,5 +1,6 @@
 """95 % intervals of means over images, by a bootstrap that streams, merges, and pairs two models by itself."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -33,7 +34,8 @@ class Bootstrap:
         self._total = np.zeros(columns)
 
     def add(self, identifier: str, values: np.ndarray) -> None:
-        """Add an image's values (columns,); a nan or infinity is left out of its column."""
+        """Add an image's values (columns,); a nan or infinity is left out of its column. What shares an id, such as the
+        variants of a face, is drawn together."""
         usable = np.isfinite(values)
         if not usable.any():
             return
@@ -68,13 +70,17 @@ class Bootstrap:
         return Interval(float(self._total[column] / n), low, high, n)
 
 
-def paired_difference(a: dict[str, float], b: dict[str, float], seed: int = 0) -> Interval | None:
+def paired_difference(
+    a: dict[str, float], b: dict[str, float], seed: int = 0, face_of: Callable[[str], str] = str
+) -> Interval | None:
     """Mean of a − b over the images that both have (id -> value), with its interval; None if there are none.
+
+    Images that `face_of` maps to one face are drawn together, as they are not independent.
 
     The difference of two models on the same images varies far less than either: whether an interval of it holds 0 says
     what two overlapping intervals do not.
     """
     bootstrap = Bootstrap(seed=seed)
     for identifier in sorted(a.keys() & b.keys()):
-        bootstrap.add(identifier, np.array([a[identifier] - b[identifier]]))
+        bootstrap.add(face_of(identifier), np.array([a[identifier] - b[identifier]]))
     return bootstrap.intervals()[0]

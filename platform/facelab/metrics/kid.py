@@ -8,14 +8,17 @@ import torch
 
 SUBSETS, SUBSET_SIZE = 100, 1000
 """As in torch-fidelity and torchmetrics; smaller sets take all of the smaller side."""
+CAPACITY = 10 * SUBSET_SIZE
+"""Rows of a set that subsets are drawn from: of more, a sample."""
 
 
 @dataclass(frozen=True)
 class KID:
-    """Mean and standard deviation over the subsets. A little below 0 is possible: the estimate is unbiased."""
+    """A little below 0 is possible: the estimate is unbiased."""
 
     mean: float
-    std: float
+    std: float | None
+    """Standard deviation over the subsets; None where each subset is all there is."""
     subset_size: int
 
 
@@ -35,13 +38,14 @@ def kid(
     if min(len(real), len(generated)) < 2:
         raise ValueError(f"KID needs at least 2 images on each side, not {len(real)} and {len(generated)}")
     size = min(subset_size, len(real), len(generated))
-    rng = np.random.RandomState(seed)  # the legacy generator: torch-fidelity's subsets for the same seed
+    rng = np.random.RandomState(seed % 2**32)  # the legacy generator: torch-fidelity's subsets for the same seed
     values = []
     for _ in range(subsets):
         x, y = (side[rng.choice(len(side), size, replace=False)].double() for side in (real, generated))
         within = sum(k.sum() - k.diagonal().sum() for k in (_kernel(x, x), _kernel(y, y)))
         values.append(float(within / (size * (size - 1)) - 2 * _kernel(x, y).mean()))
-    return KID(float(np.mean(values)), float(np.std(values)), size)
+    std = float(np.std(values)) if size < max(len(real), len(generated)) else None
+    return KID(float(np.mean(values)), std, size)
 
 
 def _kernel(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -54,28 +58,41 @@ class Sample:
     Mergeable, and the same in whatever order and parts the rows come.
     """
 
-    def __init__(self, capacity: int = 10 * SUBSET_SIZE):
+    def __init__(self, capacity: int = CAPACITY):
         self.capacity = capacity
-        self._keys = np.zeros(0, np.uint64)
-        self._rows = torch.zeros(0, 0)
+        self._keys: list[np.ndarray] = []
+        self._rows: list[torch.Tensor] = []
+        self._waiting = 0
+        self._limit = np.uint64(2**64 - 1)  # the largest key that may still be among the smallest
 
     def add(self, keys: np.ndarray, rows: torch.Tensor) -> Self:
         """Add rows (n, d) with their keys (n,) uint64."""
-        self._keys = np.concatenate([self._keys, keys])
-        self._rows = torch.cat([self._rows, rows]) if self._rows.numel() else rows.clone()
-        if len(self._keys) > 2 * self.capacity:
+        small = keys <= self._limit
+        if small.any():
+            self._keys.append(keys[small])
+            self._rows.append(rows[torch.from_numpy(small)])
+            self._waiting += int(small.sum())
+        if self._waiting > self.capacity:
             self._shrink()
         return self
 
     def merge(self, other: "Sample") -> Self:
         """Add the rows that another instance has kept."""
-        return self.add(other._keys, other._rows) if len(other._keys) else self
+        for keys, rows in zip(other._keys, other._rows, strict=True):
+            self.add(keys, rows)
+        return self
 
     def rows(self) -> torch.Tensor:
         """(min(n, capacity), d), in the order of their keys."""
         self._shrink()
-        return self._rows
+        return self._rows[0] if self._rows else torch.zeros(0, 0)
 
     def _shrink(self) -> None:
-        smallest = np.argsort(self._keys, kind="stable")[: self.capacity]
-        self._keys, self._rows = self._keys[smallest], self._rows[smallest]
+        self._waiting = 0
+        if not self._keys:
+            return
+        keys, rows = np.concatenate(self._keys), torch.cat(self._rows)
+        smallest = np.argsort(keys, kind="stable")[: self.capacity]
+        self._keys, self._rows = [keys[smallest]], [rows[smallest]]
+        if len(smallest) == self.capacity:
+            self._limit = self._keys[0][-1]

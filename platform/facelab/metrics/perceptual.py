@@ -11,6 +11,9 @@ from facelab.errors import UsageError
 from facelab.images import to_float
 from facelab.weights import resolve_weights
 
+LPIPS_MIN_SIDE = 32
+"""px; of smaller images AlexNet's last layers have nothing left."""
+
 
 class LpipsConfig(Config):
     """Backbone of LPIPS."""

@@ -5,6 +5,9 @@ import torch.nn.functional as F
 
 from models.colour import rgb_to_ycbcr
 
+SSIM_WINDOW = 11
+"""Side of its Gaussian window, px."""
+
 
 def psnr(x: torch.Tensor, y: torch.Tensor, *, colour: str = "rgb", crop: int = 0) -> torch.Tensor:
     """Peak signal-to-noise ratio in dB, peak 255, per image; infinite for equal images.
@@ -30,8 +33,8 @@ def ssim(x: torch.Tensor, y: torch.Tensor, *, colour: str = "rgb", crop: int = 0
         ValueError: images smaller than the window.
     """
     a, b = _channels(x, y, colour, crop)
-    if min(a.shape[-2:]) < 11:
-        raise ValueError(f"SSIM needs at least 11 px a side after the crop, not {tuple(a.shape[-2:])}")
+    if min(a.shape[-2:]) < SSIM_WINDOW:
+        raise ValueError(f"SSIM needs at least {SSIM_WINDOW} px a side after the crop, not {tuple(a.shape[-2:])}")
     channels = a.shape[1]
     axis = torch.arange(-5, 6, dtype=torch.float64, device=a.device)
     line = torch.exp(-axis.square() / (2 * 1.5**2))

@@ -18,12 +18,13 @@ from pydantic import model_validator
 
 from facelab import storage
 from facelab.config import JobConfig
-from facelab.errors import UsageError
-from facelab.images import decode
+from facelab.errors import StoreError, UsageError
+from facelab.evaluation.rows import face_of
+from facelab.images import decode_tensor
 from facelab.metrics.intervals import Interval, paired_difference
 from facelab.metrics.protocol import metric
 from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
-from facelab.reports.table import Row, Table, build_table, floor_of
+from facelab.reports.table import Row, Table, arrow, build_table, floor_of
 from facelab.tracking import JobRun, find_runs, run_artifacts
 
 
@@ -33,7 +34,8 @@ class ReportConfig(JobConfig):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"debug": {}, "demo": {}, "paper": {}}
 
     runs: tuple[str, ...] = ()
-    """Outputs of jobs.evaluate: folders or their summary.json, or MLflow runs as runs:/ID; in the order of the rows."""
+    """Outputs of jobs.evaluate: folders or copies of their summary.json, or MLflow runs as runs:/ID; in the order of
+    the rows. A summary.json by itself gives no pictures and no differences."""
     filter: str | None = None
     """MLflow search instead of a list, as in its UI: all finished evaluations of --experiment that match, such as
     "tags.preset = 'mini'"; oldest first."""
@@ -68,11 +70,7 @@ class Result:
 
     def pictures(self, role: str, column: str) -> dict[str, torch.Tensor]:
         """id -> (3, h, w) uint8, where the evaluation kept it."""
-        return {
-            e["id"]: torch.from_numpy(decode(e[column])).permute(2, 0, 1)
-            for e in self.examples
-            if e["role"] == role and e[column] is not None
-        }
+        return {e["id"]: decode_tensor(e[column]) for e in self.examples if e["role"] == role and e[column] is not None}
 
 
 def report(config: ReportConfig, run: JobRun) -> dict[str, Any]:
@@ -101,8 +99,8 @@ def report(config: ReportConfig, run: JobRun) -> dict[str, Any]:
             files[f"grid_{role}.png"] = picture_grid(rows, cell=96)
             body += [f"<h2>{title}</h2>", picture_rows(rows, cell=112)]
     body += ["<h2>Plots</h2>", svg(_plot_intervals(table, results))]
-    if any(result.per_image for result in results):
-        body.append(svg(_plot_images(results, table)))
+    if spread := [name for name in table.metrics if any(result.per_image.get(name) for result in results)]:
+        body.append(svg(_plot_images(results, spread)))
     body += ["<h2>How each number was computed</h2>", _protocols(results, table)]
     files["report.html"] = page("facelab report", body).encode()
     for name, data in files.items():
@@ -126,13 +124,14 @@ def _load(config: ReportConfig, tracking_uri: str, scratch: str) -> list[Result]
             raise UsageError(f"--filter {config.filter}: no finished evaluation in experiment {config.experiment}")
         if config.names and len(config.names) != len(uris):
             raise UsageError(f"--names: {len(config.names)} names for the {len(uris)} runs that --filter found")
-    folders = [
-        run_artifacts(tracking_uri, uri, scratch)
+    places = [
+        storage.join(run_artifacts(tracking_uri, uri, scratch), "summary.json")
         if uri.startswith("runs:/")
-        else storage.normalise(uri).removesuffix("/summary.json")
+        else (place if (place := storage.normalise(uri)).endswith(".json") else storage.join(place, "summary.json"))
         for uri in uris
     ]
-    summaries = [_json(storage.join(folder, "summary.json"), uri) for folder, uri in zip(folders, uris, strict=True)]
+    summaries = [_json(place, uri) for place, uri in zip(places, uris, strict=True)]
+    folders = [place.rpartition("/")[0] for place in places]
     names = config.names or _names(summaries, uris)
     if len(set(names)) < len(names):
         raise UsageError(f"--names: rows need different names, not {', '.join(names)}")
@@ -148,6 +147,8 @@ def _names(summaries: Sequence[dict[str, Any]], uris: Sequence[str]) -> tuple[st
 def _json(place: str, uri: str) -> dict[str, Any]:
     try:
         return json.loads(storage.read_bytes(place))
+    except StoreError:
+        raise
     except UsageError as error:
         name = place.rsplit("/", 1)[1]
         raise UsageError(f"{uri}: no {name} there: give the --output of jobs.evaluate, or runs:/ID") from error
@@ -158,7 +159,8 @@ def _json(place: str, uri: str) -> dict[str, Any]:
 def _result(name: str, folder: str, uri: str, summary: dict[str, Any]) -> Result:
     if not any(key.startswith("protocol_") for key in summary):
         raise UsageError(f"{uri}: its numbers have no protocol: give the --output of jobs.evaluate")
-    row = Row(name, summary, _json(storage.join(folder, "protocol.json"), uri))
+    protocols = storage.join(folder, "protocol.json")
+    row = Row(name, summary, _json(protocols, uri) if storage.exists(protocols) else {})
     per_image: dict[str, dict[str, float]] = {}
     place = storage.join(folder, "per_image.parquet")
     if storage.exists(place):
@@ -177,10 +179,14 @@ Differences = dict[str, dict[str, Interval]]
 
 def _differences(results: list[Result], baseline: Result, columns: list[str], seed: int) -> Differences:
     found: Differences = {}
+    kind = str(baseline.row.summary.get("lr_kind"))
     for result in results:
         if result is not baseline:
             intervals = {
-                c: paired_difference(result.per_image.get(c, {}), baseline.per_image[c], seed) for c in columns
+                c: paired_difference(
+                    result.per_image.get(c, {}), baseline.per_image[c], seed, lambda i: face_of(kind, i)
+                )
+                for c in columns
             }
             found[result.name] = {c: interval for c, interval in intervals.items() if interval is not None}
     return {name: intervals for name, intervals in found.items() if intervals}
@@ -252,7 +258,7 @@ def _plot_intervals(table: Table, results: list[Result]) -> Figure:
         for y, result in enumerate(results):
             value, low, high = (result.row.summary.get(f"{name}{end}") for end in ("", "_low", "_high"))
             deviation = result.row.summary.get(f"{name}_std")
-            if value is None:
+            if value is None or not np.isfinite(value):
                 continue
             if deviation is not None:
                 low, high = value - deviation, value + deviation
@@ -261,7 +267,7 @@ def _plot_intervals(table: Table, results: list[Result]) -> Figure:
             axis.plot(value, y, "o", color="tab:blue")
         if (floor := floor_of(name, [result.row for result in results])) is not None:
             axis.axvline(float(floor), color="grey", ls=":", lw=1)
-        axis.set_title(f"{known.title} {'↑' if known.better > 0 else '↓'}", fontsize=10)
+        axis.set_title(f"{known.title} {arrow(known)}", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     for axis in axes.flat[count:]:
         axis.set_visible(False)
@@ -271,16 +277,15 @@ def _plot_intervals(table: Table, results: list[Result]) -> Figure:
     return figure
 
 
-def _plot_images(results: list[Result], table: Table) -> Figure:
-    """How each metric is spread over the images."""
-    shown = [name for name in table.metrics if any(name in result.per_image for result in results)]
+def _plot_images(results: list[Result], shown: list[str]) -> Figure:
+    """How each of these metrics is spread over the images."""
     figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown), 2.6), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
         having = [result for result in results if result.per_image.get(name)]
         values = [list(result.per_image[name].values()) for result in having]
         axis.boxplot(values, orientation="horizontal", showfliers=False, tick_labels=[result.name for result in having])
         axis.invert_yaxis()
-        axis.set_title(f"{table.metrics[name].title}, each image", fontsize=10)
+        axis.set_title(f"{metric(name).title}, each image", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return figure
@@ -290,7 +295,7 @@ def _protocols(results: list[Result], table: Table) -> str:
     """Each column's protocol, which is that of all its rows."""
     items = []
     for name in table.metrics:
-        found = next(r.row.protocols[name] for r in results if name in r.row.protocols)
+        found: dict[str, Any] = next((r.row.protocols[name] for r in results if name in r.row.protocols), {})
         said = {k: v for k, v in found.items() if v not in (None, {}, name)}
         text = "; ".join(f"{key} {str(value)[:64]}" for key, value in said.items() if key != "metric")
         items.append(f"<li><b>{html.escape(table.metrics[name].title)}</b> ({name}): {html.escape(text)}")

@@ -47,7 +47,7 @@ class Table:
     notes: list[str]
 
     def markdown(self) -> str:
-        head = ["", *(f"{m.title} {_arrow(m)}" for m in self.metrics.values())]
+        head = ["", *(f"{m.title} {arrow(m)}" for m in self.metrics.values())]
         lines = [head, ["---"] + ["---:"] * len(self.metrics)]
         lines += [[name, *map(_plain(("**", "**"), _as_is), cells)] for name, cells in self._all_rows()]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -65,7 +65,7 @@ class Table:
         if any(self.floor):
             lines += ["\\midrule", " & ".join(["\\textit{floor}", *map(cell, self.floor)]) + " \\\\"]
         notes = "".join(f"\n% {note}" for note in self.notes)
-        body = "\n".join(lines).replace("–", "--").replace("†", "$^\\dagger$")
+        body = "\n".join(lines).replace("–", "--").replace("†", "$^\\dagger$").replace("∞", "$\\infty$")
         return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}{notes}\n"
 
     def html(self) -> str:
@@ -75,7 +75,7 @@ class Table:
             value = f"<b>{cell.value}</b>" if cell.best else cell.value
             return f"<td>{value}{cell.mark}" + (f"<small>{html.escape(cell.spread)}</small>" if cell.spread else "")
 
-        head = "".join(f"<th>{html.escape(m.title)} {_arrow(m)}" for m in self.metrics.values())
+        head = "".join(f"<th>{html.escape(m.title)} {arrow(m)}" for m in self.metrics.values())
         lines = [f"<tr><td>{html.escape(name)}{''.join(map(shown, cells))}</tr>" for name, cells in self.rows]
         if any(self.floor):
             lines.append(f"<tr class=floor><td>floor{''.join(map(shown, self.floor))}</tr>")
@@ -126,9 +126,7 @@ def _require_one_protocol(name: str, rows: Sequence[Row]) -> None:
 
 
 def _column(name: str, rows: Sequence[Row], known: Metric) -> list[Cell | None]:
-    values = [row.summary.get(name) for row in rows]
-    # JSON knows no infinity: the PSNR of equal images is null there.
-    numbers = [None if v is None else float(v) for v in values]
+    numbers = [_number(name, row.summary) for row in rows]
     best = max((v * known.better for v in numbers if v is not None), default=math.nan)
     cells: list[Cell | None] = []
     for row, value in zip(rows, numbers, strict=True):
@@ -141,8 +139,16 @@ def _column(name: str, rows: Sequence[Row], known: Metric) -> list[Cell | None]:
         if low is not None and high is not None:
             spread = f"[{low:{known.digits}}, {high:{known.digits}}]"
         mark = "†" if get(f"{name}_warning") else ""
-        cells.append(Cell(format(value, known.digits), spread, value * known.better == best and len(rows) > 1, mark))
+        shown = "∞" if math.isinf(value) else format(value, known.digits)
+        cells.append(Cell(shown, spread, value * known.better == best and len(rows) > 1, mark))
     return cells
+
+
+def _number(name: str, summary: dict[str, Any]) -> float | None:
+    """A number of a summary; JSON knows no infinity, and has null where it was computed and is infinite."""
+    if f"protocol_{name}" not in summary:
+        return None
+    return math.inf if summary[name] is None else float(summary[name])
 
 
 def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -> list[str]:
@@ -154,11 +160,17 @@ def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -
         title = metrics[name].title
         if warnings := {row.summary[f"{name}_warning"] for row in rows if f"{name}_warning" in row.summary}:
             notes.append(f"† {title}: {'; '.join(sorted(warnings))}.")
-        same = [(r.name, r.summary[f"{name}_at_floor_n"]) for r in rows if f"{name}_at_floor_n" in r.summary]
+        same = [(r.name, r.summary) for r in rows if f"{name}_at_floor" in r.summary]
         if same:
-            n = next(row.summary[f"{name}_floor_n"] for row in rows if f"{name}_floor_n" in row.summary)
-            listed = ", ".join(f"{who} {value:{metrics[name].digits}}" for who, value in same)
-            notes.append(f"{title}: the floor is at N = {n}, where the models have: {listed}.")
+            counts = " or ".join(map(str, sorted({summary[f"{name}_floor_n"] for _, summary in same})))
+            listed = ", ".join(
+                f"{who} {summary[f'{name}_at_floor']:{metrics[name].digits}} (N = {summary[f'{name}_at_floor_n']})"
+                for who, summary in same
+            )
+            notes.append(f"{title}: the floor is at N = {counts}, where the models have: {listed}.")
+        undefined = [(r.name, r.summary[f"{name}_undefined"]) for r in rows if f"{name}_undefined" in r.summary]
+        if undefined:
+            notes.append(f"{title}: undefined for {', '.join(f'{count} images of {who}' for who, count in undefined)}.")
         limits = [(r.name, r.summary[f"{name}_infinity"]) for r in rows if f"{name}_infinity" in r.summary]
         if limits:
             listed = ", ".join(f"{who} {value:{metrics[name].digits}}" for who, value in limits)
@@ -166,7 +178,7 @@ def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -
     return notes
 
 
-def _arrow(known: Metric) -> str:
+def arrow(known: Metric) -> str:
     return "↑" if known.better > 0 else "↓"
 
 
