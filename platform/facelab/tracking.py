@@ -31,6 +31,7 @@ from facelab.errors import UsageError
 # It would look for a project in the working folder and copy its lock file; our requirements are given in full. In a
 # submitted job that folder may have been unpacked anew by another node, and then looking fails.
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for every few KB of a run
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip, which an environment by uv lacks
 _BATCH = 1000  # MLflow's limit for one log_batch

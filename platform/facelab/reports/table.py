@@ -162,12 +162,15 @@ def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -
             notes.append(f"† {title}: {'; '.join(sorted(warnings))}.")
         same = [(r.name, r.summary) for r in rows if f"{name}_at_floor" in r.summary]
         if same:
-            counts = " or ".join(map(str, sorted({summary[f"{name}_floor_n"] for _, summary in same})))
+            counts = {summary[f"{name}_{key}"] for _, summary in same for key in ("floor_n", "at_floor_n")}
+            own = len(counts) > 1  # images were set aside, or the test sets differ
             listed = ", ".join(
-                f"{who} {summary[f'{name}_at_floor']:{metrics[name].digits}} (N = {summary[f'{name}_at_floor_n']})"
+                f"{who} {summary[f'{name}_at_floor']:{metrics[name].digits}}"
+                + (f" (N = {summary[f'{name}_at_floor_n']})" if own else "")
                 for who, summary in same
             )
-            notes.append(f"{title}: the floor is at N = {counts}, where the models have: {listed}.")
+            floors = " or ".join(map(str, sorted({summary[f"{name}_floor_n"] for _, summary in same})))
+            notes.append(f"{title}: the floor is at N = {floors}, where the models have: {listed}.")
         undefined = [(r.name, r.summary[f"{name}_undefined"]) for r in rows if f"{name}_undefined" in r.summary]
         if undefined:
             notes.append(f"{title}: undefined for {', '.join(f'{count} images of {who}' for who, count in undefined)}.")
