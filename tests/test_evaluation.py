@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import Notes
 from facelab import model_store
 from facelab.config import build
 from facelab.data.faces import load_faces
@@ -26,6 +27,8 @@ from facelab.job import main, run_job
 from facelab.metrics import psnr
 from facelab.reports.report import ReportConfig, report
 from facelab.reports.table import Row, build_table
+from facelab.training.run import run_training
+from facelab.training.sr import TrainSRConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -131,6 +134,22 @@ def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_fold
         one[k] for k in one if k.startswith("protocol")
     ]
     assert numbers(here) == pytest.approx(numbers(one), rel=1e-3, abs=1e-4)
+
+
+def test_a_checkpoint_of_a_training(tmp_path, hr_folder):
+    """The best network so far is what the training would end with; a truncated checkpoint is refused."""
+    training = build(TrainSRConfig, preset="debug", model="srcnn", hr=str(hr_folder), output=str(tmp_path / "sr"))
+    run_training(training, Notes)
+    newest = max((tmp_path / "sr" / "checkpoints").iterdir())
+    done, so_far = (
+        evaluate(config(tmp_path, name, model=str(place), test=str(hr_folder)))
+        for name, place in (("done", tmp_path / "sr"), ("so_far", newest))
+    )
+    assert so_far["model"] == done["model"]
+    assert table_of(tmp_path / "so_far") == table_of(tmp_path / "done")
+    (newest / "networks.safetensors").write_bytes((newest / "networks.safetensors").read_bytes()[:500])
+    with pytest.raises(UsageError, match="damaged checkpoint"):
+        evaluate(config(tmp_path, model=str(newest), test=str(hr_folder)))
 
 
 @given(st.integers(1, 33), st.permutations(range(24)))

@@ -13,6 +13,7 @@ from torch import nn
 from facelab import storage
 from facelab.errors import UsageError
 from facelab.images import to_float, to_uint8
+from facelab.training import checkpoint
 from models import build_degrader, build_sr
 from models.network import Network
 
@@ -33,19 +34,29 @@ class TrainedModel:
     network: Network
 
 
+def describe(kind: str, name: str, network: nn.Module, scale: int, hr_size: int) -> dict[str, Any]:
+    """What it takes to build a network again, but for its weights."""
+    return dict(kind=kind, name=name, scale=scale, hr_size=hr_size, options=vars(network.config))
+
+
 def save_model(uri: str, kind: str, name: str, network: nn.Module, scale: int, hr_size: int) -> str:
     """Write a model folder, model.json last; returns the digest of the weights."""
     weights = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
-    options = vars(network.config)
-    meta = dict(kind=kind, name=name, scale=scale, hr_size=hr_size, options=options, sha256=digest)
+    meta = describe(kind, name, network, scale, hr_size) | {"sha256": digest}
     storage.write_bytes(storage.join(uri, "model.safetensors"), weights)
     storage.write_text(storage.join(uri, "model.json"), json.dumps(meta, indent=2))
     return digest
 
 
+def holds_model(uri: str) -> bool:
+    """Whether a training's output, a model folder or a checkpoint of a training is there."""
+    return any(storage.exists(storage.join(uri, name)) for name in ("model.json", "model/model.json", "meta.json"))
+
+
 def load_model(uri: str, kind: str) -> TrainedModel:
-    """A model from the output of a training job, a model folder or a registry URI (models:/name/version).
+    """A model from the output of a training job, a model folder, a checkpoint folder (its best network so far) or a
+    registry URI (models:/name/version).
 
     Raises:
         UsageError: not there, damaged, or of the other kind.
@@ -54,22 +65,36 @@ def load_model(uri: str, kind: str) -> TrainedModel:
         from facelab.tracking import registered_model_folder
 
         uri = registered_model_folder(uri)
-    folder = next((f for f in (uri, storage.join(uri, "model")) if storage.exists(storage.join(f, "model.json"))), None)
-    if folder is None:
+    folder = next((f for f in (uri, storage.join(uri, "model")) if storage.exists(storage.join(f, "model.json"))), uri)
+    if not holds_model(folder):
         raise UsageError(f"{uri}: no trained model there (model.json is missing): give the --output of a training job")
     try:
-        meta = json.loads(storage.read_bytes(storage.join(folder, "model.json")))
-        weights = storage.read_bytes(storage.join(folder, "model.safetensors"))
-        if hashlib.sha256(weights).hexdigest() != meta["sha256"]:
-            raise ValueError("the weights are not those that model.json names")
+        if storage.exists(storage.join(folder, "model.json")):
+            meta = json.loads(storage.read_bytes(storage.join(folder, "model.json")))
+            data = storage.read_bytes(storage.join(folder, "model.safetensors"))
+            if hashlib.sha256(data).hexdigest() != meta["sha256"]:
+                raise ValueError("the weights are not those that model.json names")
+            weights = load(data)
+        else:
+            meta, weights = _from_checkpoint(folder)
         network = _build(meta)
-        network.load_state_dict(load(weights))
+        network.load_state_dict(weights)
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"{folder}: damaged model ({str(error)[:200]}): copy or train it again") from error
     if meta["kind"] != kind:
         raise UsageError(f"{uri}: is a {meta['kind']} model ({meta['name']}), but a {kind} model is wanted here")
     network.eval().requires_grad_(False)
     return TrainedModel(kind, meta["name"], meta["scale"], meta["hr_size"], meta["sha256"], network)
+
+
+def _from_checkpoint(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Before the first validation, the moving average stands for the best network."""
+    with storage.local_copy(folder) as local:
+        state = checkpoint.read(local)
+    prefix = "best." if state.best else "average.module."
+    weights = {k.removeprefix(prefix): v for k, v in state.networks.items() if k.startswith(prefix)}
+    digest = hashlib.sha256(save({key: value.contiguous() for key, value in weights.items()})).hexdigest()
+    return state.model | {"sha256": digest}, weights
 
 
 def bicubic_model(scale: int, hr_size: int) -> TrainedModel:

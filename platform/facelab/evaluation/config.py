@@ -23,8 +23,9 @@ class EvaluateConfig(JobConfig):
     }
 
     model: ModelUri
-    """`bicubic`; the URI of a trained model: the --output of train_sr, or models:/NAME/VERSION; or a folder of finished
-    images from any other tool, named like the test images (subfolders test and real, where both are measured)."""
+    """`bicubic`; the URI of a trained model: the --output of train_sr, one of its checkpoints, or models:/NAME/VERSION;
+    or a folder of finished images from any other tool, named like the test images (subfolders test and real, where both
+    are measured)."""
     test: Uri | None = None
     """URI of the test set: pair shards (their own LR) or faces, shards or folder (bicubic LR)."""
     real: Uri | None = None

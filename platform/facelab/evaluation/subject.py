@@ -97,9 +97,7 @@ def load_subject(config: EvaluateConfig, sets: dict[str, ImageSet]) -> Subject:
 
 def _finished(config: EvaluateConfig, sets: dict[str, ImageSet]) -> FinishedImages | None:
     uri = config.model
-    if uri.startswith("models:/") or any(
-        storage.exists(storage.join(place, "model.json")) for place in (uri, storage.join(uri, "model"))
-    ):
+    if uri.startswith("models:/") or model_store.holds_model(uri):
         return None
     found = storage.list_files(uri, IMAGE_SUFFIXES)
     if not found:

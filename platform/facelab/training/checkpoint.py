@@ -34,6 +34,8 @@ class Checkpoint:
     """Validation metrics of the best so far; empty before the first validation."""
     segment: int = 0
     """How often the run was resumed."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """What model_store needs to build the network."""
 
 
 def write(folder: Path, state: Checkpoint) -> None:
@@ -41,7 +43,8 @@ def write(folder: Path, state: Checkpoint) -> None:
     save_file({key: value.detach().cpu().contiguous() for key, value in state.networks.items()}, folder / _FILES[0])
     torch.save(state.optimisers, folder / _FILES[1])
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
-    meta = {"step": state.step, "best": state.best, "segment": state.segment, "sha256": digests}
+    meta = {"step": state.step, "best": state.best, "segment": state.segment, "model": state.model}
+    meta["sha256"] = digests
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
@@ -61,6 +64,7 @@ def read(folder: Path) -> Checkpoint:
         optimisers=torch.load(folder / _FILES[1], map_location="cpu", weights_only=True),
         best=meta["best"],
         segment=meta["segment"],
+        model=meta.get("model", {}),
     )
 
 

@@ -49,6 +49,8 @@ def compiled(module: nn.Module, compute: ComputeConfig) -> nn.Module:
 class TrainConfig(JobConfig):
     """What train_degrader and train_sr have in common."""
 
+    kind: ClassVar[str]
+    """"sr" or "degrader": what is trained."""
     model: str
     """The network to train."""
     scale: int = Field(default=4, ge=2)

@@ -84,6 +84,7 @@ _MOBILENET = {  # as loss network at 16 px, from PyPI and fast on CPUs
 class TrainDegraderConfig(TrainConfig):
     """Learn, from unpaired faces, to turn a sharp face into a realistic low-resolution one."""
 
+    kind = "degrader"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # Seconds, to see that everything is connected; the result is not worth looking at.
         "debug": {

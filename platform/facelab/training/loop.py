@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from facelab.errors import UsageError
+from facelab.model_store import describe
 from facelab.seeding import seed_for
 from facelab.training import checkpoint
 from facelab.training.config import ComputeConfig, TrainConfig
@@ -170,7 +171,8 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
                 progress.set_description(f"epoch {epoch}: loss {float(pending[-1][1]['loss']):.4f} {shown}")
 
             def write(folder: Path, step: int = step, best: dict[str, float] = best) -> None:
-                checkpoint.write(folder, _snapshot(stage, average, best_network, step, best, segment))
+                model = describe(config.kind, config.model, best_network, config.scale, config.hr_size)
+                checkpoint.write(folder, _snapshot(stage, average, best_network, step, best, segment, model))
 
             context.save(write, step, values)
             # Only now: numbers of steps that a crash would repeat must not stand twice in the history.
@@ -204,7 +206,13 @@ def _parts(stage: Stage, average: AveragedModel, best_network: nn.Module) -> dic
 
 
 def _snapshot(
-    stage: Stage, average: AveragedModel, best_network: nn.Module, step: int, best: dict[str, float], segment: int
+    stage: Stage,
+    average: AveragedModel,
+    best_network: nn.Module,
+    step: int,
+    best: dict[str, float],
+    segment: int,
+    model: dict[str, Any],
 ) -> checkpoint.Checkpoint:
     networks = {
         f"{prefix}.{key}": value
@@ -212,7 +220,7 @@ def _snapshot(
         for key, value in part.state_dict().items()
     }
     optimisers = {name: optimiser.state_dict() for name, optimiser in stage.optimisers.items()}
-    return checkpoint.Checkpoint(step, networks, optimisers, best, segment)
+    return checkpoint.Checkpoint(step, networks, optimisers, best, segment, model)
 
 
 def _load(state: checkpoint.Checkpoint, stage: Stage, average: AveragedModel, best_network: nn.Module) -> None:

@@ -28,7 +28,6 @@ def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFacto
             load_faces(config.hr, config.hr_size, progress=loud),
             load_faces(config.lr, config.lr_size, progress=loud),
         )
-        kind = "degrader"
         stage = StyleVAEStage(config, hr, lr) if config.model == "stylevae" else HighToLowStage(config, hr, lr)
         data = {"data_hash": f"{hr.hash[:16]}+{lr.hash[:16]}", "n_hr": len(hr), "n_lr": len(lr)}
         data["n_rejected"] = hr.rejected + lr.rejected
@@ -44,13 +43,12 @@ def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFacto
             faces = load_faces(config.hr, config.hr_size, progress=loud)
             stage, data = SRStage(config, faces, real_lr), {"data_hash": faces.hash[:16], "n_hr": len(faces)}
             data["n_rejected"] = faces.rejected
-        kind = "sr"
     else:
         raise TypeError(f"no training stage for {type(config).__name__}")
     result = train(stage, config, context, logger)
     if context.rank == 0:
         place = storage.join(config.output, "model")
-        digest = model_store.save_model(place, kind, config.model, result.network, config.scale, config.hr_size)
+        digest = model_store.save_model(place, config.kind, config.model, result.network, config.scale, config.hr_size)
         best = {f"best_{name}": value for name, value in result.best.items()}
         parameters = sum(p.numel() for p in result.network.parameters())
         summary = {"steps": result.steps, **best, "parameters": parameters, "model_sha256": digest, **data}

@@ -54,6 +54,7 @@ _MINI = {  # reduced variants of the published networks, for machines where thos
 class TrainSRConfig(TrainConfig):
     """Train a super-resolution network, on synthesised pairs or on bicubic LR made on the fly."""
 
+    kind = "sr"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # Seconds, to see that everything is connected.
         "debug": _MINI
