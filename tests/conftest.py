@@ -9,6 +9,7 @@ import torch
 from facelab.data.nuisance import degrade
 from facelab.data.sample_faces import sample_face
 from PIL import Image
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 FACES = ROOT.parent / "shared" / "faces"
@@ -78,3 +79,56 @@ def real_faces() -> Path:
     if not FACES.exists():
         pytest.skip("the real faces are not beside this checkout")
     return FACES
+
+
+def he_(module: nn.Module) -> None:
+    """Random convolutions whose activations keep their size through the layers."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            nn.init.kaiming_normal_(child.weight)
+
+
+class Embedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 4, 5, stride=4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def save_embedding(kind: str, place: Path) -> nn.Module:
+    torch.manual_seed(0)
+    network, example = Embedding().eval(), torch.zeros(2, 3, 112, 112)
+    if kind == "pt":
+        torch.jit.script(network).save(place)
+    elif kind == "pt2":
+        dynamic = {"x": {0: torch.export.Dim("batch", min=1, max=64)}}
+        torch.export.save(torch.export.export(network, (example,), dynamic_shapes=dynamic), place)
+    else:
+        onnx_embedding(network, place)
+    return network
+
+
+def onnx_embedding(network: nn.Module, place: Path) -> None:
+    """The same network, written node by node."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    conv = network.layers[0]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w", "b"], ["c"], strides=[4, 4]),
+            helper.make_node("Relu", ["c"], ["r"]),
+            # 27 px to 2: windows of 14, starting at 0 and 13, as adaptive pooling has them
+            helper.make_node("AveragePool", ["r"], ["p"], kernel_shape=[14, 14], strides=[13, 13]),
+            helper.make_node("Flatten", ["p"], ["y"]),
+        ],
+        "embedding",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 112, 112])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [
+            numpy_helper.from_array(conv.weight.detach().numpy(), "w"),
+            numpy_helper.from_array(conv.bias.detach().numpy(), "b"),
+        ],
+    )
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), str(place))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Notes
+from conftest import Notes, he_, save_embedding
 from facelab import model_store
 from facelab.config import build
 from facelab.data.faces import load_faces
@@ -32,7 +32,6 @@ from facelab.training.sr import TrainSRConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_metric_parity import he_, save_embedding
 from torch import nn
 
 from models import build_sr

@@ -61,7 +61,7 @@ h1{{margin-bottom:0}}h2{{margin-top:2.4rem;border-bottom:1px solid #dde3ea;paddi
 .row{{display:flex;align-items:center;margin:2px 0}}.row span{{flex:0 0 150px;font-size:.9rem;color:#47515d}}
 .row img{{max-width:calc(100% - 150px);image-rendering:pixelated}}.pictures,.wide{{overflow-x:auto}}
 table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.3rem .9rem;border-bottom:1px solid #e3e8ee;text-align:right}}
-td:first-child,th:first-child{{text-align:left}}td small{{color:#66707c;display:block;white-space:nowrap}}
+td:first-child,th:first-child{{text-align:left;white-space:nowrap}}td small{{color:#66707c;display:block;white-space:nowrap}}
 tr.floor td{{color:#66707c;font-style:italic}}
 pre{{background:#f4f6f8;padding:.6rem .8rem;overflow-x:auto}}
 .curves svg{{width:100%;height:auto}}
