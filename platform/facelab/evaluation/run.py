@@ -98,7 +98,7 @@ def _measured(config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet
 def _measured_by_actors(
     config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]
 ) -> Iterator[dict[str, Any]]:
-    tasks = [{"items": json.dumps(part)} for images in sets.values() for part in _tasks(images)]
+    tasks = [{"items": json.dumps(part)} for images in sets.values() for part in _tasks(images, config.actors)]
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     dataset.context.execution_options.preserve_order = True
     results = dataset.map_batches(_read, batch_size=1, num_cpus=READER_CPUS).map_batches(  # pyrefly: ignore
@@ -112,9 +112,10 @@ def _measured_by_actors(
     yield from results.iter_batches(batch_size=config.batch_size, batch_format="numpy")  # pyrefly: ignore
 
 
-def _tasks(images: ImageSet) -> Iterator[list[Item]]:
-    """What one task reads: a shard, or some files."""
-    size = _FILES_PER_TASK if images.kind == "folder" else 1
+def _tasks(images: ImageSet, actors: int) -> Iterator[list[Item]]:
+    """What one task reads: a shard, or some files, of which every actor gets a share."""
+    share = -(-len(images.items) // (2 * actors))
+    size = min(share, _FILES_PER_TASK) if images.kind == "folder" else 1
     for start in range(0, len(images.items), size):
         yield images.items[start : start + size]
 

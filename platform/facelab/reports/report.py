@@ -131,7 +131,8 @@ def _load(config: ReportConfig, tracking_uri: str, scratch: str) -> list[Result]
         for uri in uris
     ]
     summaries = [_json(place, uri) for place, uri in zip(places, uris, strict=True)]
-    folders = [place.rpartition("/")[0] for place in places]
+    # Beside a copy of a summary.json under another name may lie anything.
+    folders = [place.removesuffix("/summary.json") if place.endswith("/summary.json") else None for place in places]
     names = config.names or _names(summaries, uris)
     if len(set(names)) < len(names):
         raise UsageError(f"--names: rows need different names, not {', '.join(names)}")
@@ -156,9 +157,11 @@ def _json(place: str, uri: str) -> dict[str, Any]:
         raise UsageError(f"{place}: damaged ({error}): evaluate again") from error
 
 
-def _result(name: str, folder: str, uri: str, summary: dict[str, Any]) -> Result:
+def _result(name: str, folder: str | None, uri: str, summary: dict[str, Any]) -> Result:
     if not any(key.startswith("protocol_") for key in summary):
         raise UsageError(f"{uri}: its numbers have no protocol: give the --output of jobs.evaluate")
+    if folder is None:
+        return Result(Row(name, summary), {}, [])
     protocols = storage.join(folder, "protocol.json")
     row = Row(name, summary, _json(protocols, uri) if storage.exists(protocols) else {})
     per_image: dict[str, dict[str, float]] = {}
