@@ -89,6 +89,7 @@ def test_s3(tmp_path, hr_folder, lr_folder):
         job(
             "evaluate", "--model", "s3://bucket/sr", "--test", "s3://bucket/pairs", "--output", "s3://bucket/e", env=env
         )
+        job("report", "--runs", "s3://bucket/e", "--output", "s3://bucket/report", env=env)
         said = job(
             "evaluate",
             "--model",
@@ -120,6 +121,7 @@ def test_s3(tmp_path, hr_folder, lr_folder):
     assert json.loads((store / "sr" / "summary.json").read_text())["steps"] == 6
     assert (store / "sr" / "model" / "model.safetensors").exists()
     assert (store / "e" / "per_image.parquet").exists()
+    assert (store / "report" / "table.md").exists()
 
 
 def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder):

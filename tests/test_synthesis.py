@@ -8,6 +8,8 @@ from facelab.data import shards
 from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.errors import UsageError
+from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.run import evaluate
 from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
 
 from models import StyleVAE, build_degrader
@@ -112,6 +114,14 @@ def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):
     synthesize(config(hr_folder, None, "bicubic", tmp_path / "bicubic", variants=1))
     pairs = load_pairs(str(tmp_path / "bicubic"))
     assert torch.equal(pairs.lr, resize(pairs.hr, 16))
+    # Evaluated, they are the faces with bicubic LR, under a protocol of their own.
+    from_pairs, from_faces = (
+        evaluate(build(EvaluateConfig, model="bicubic", test=str(test), actors=0, output=str(tmp_path / "e")))
+        for test in (tmp_path / "bicubic", hr_folder)
+    )
+    assert from_pairs["psnr_rgb"] == pytest.approx(from_faces["psnr_rgb"], abs=1e-9)
+    assert from_pairs["data_hash"] == from_faces["data_hash"]
+    assert from_pairs["protocol_psnr_rgb"] != from_faces["protocol_psnr_rgb"]
 
 
 def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, degrader):
