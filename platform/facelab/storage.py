@@ -101,6 +101,18 @@ def read_bytes(uri: str) -> bytes:
         return _s3().cat_file(uri) if uri.startswith("s3://") else Path(uri).read_bytes()  # pyrefly: ignore
 
 
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A path aside to fill, which then takes the place of `target`; nothing half-written is ever there."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        yield aside
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write one object whole or not at all: aside and renamed in a folder, a single put on S3."""
     uri = normalise(uri)
@@ -108,14 +120,8 @@ def write_bytes(uri: str, data: bytes) -> None:
         if uri.startswith("s3://"):
             _s3().pipe_file(uri, data)
             return
-        target = Path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
+        with _replacing(Path(uri)) as aside:
             aside.write_bytes(data)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def upload(local: Path, uri: str) -> None:
@@ -125,14 +131,8 @@ def upload(local: Path, uri: str) -> None:
         if uri.startswith("s3://"):
             _s3().put_file(str(local), uri)
             return
-        target = Path(uri)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-        try:
+        with _replacing(Path(uri)) as aside:
             shutil.copyfile(local, aside)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
 
 
 def write_text(uri: str, text: str) -> None:

@@ -82,6 +82,13 @@ class ShardSummary:
     """RowHash of the shard's rows, hex."""
 
 
+def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
+    """Rows as one Parquet file, atomically."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    storage.write_bytes(uri, buffer.getvalue())
+
+
 def write_shard(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> ShardSummary:
     """Write rows as one Parquet file below `uri`, atomically, named by a hash of its ids.
 
@@ -91,17 +98,13 @@ def write_shard(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> Shar
     row_hash = RowHash()
     for row in rows:
         row_hash.add(row)
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    storage.write_bytes(storage.join(uri, f"part-{name}.parquet"), buffer.getvalue())
+    write_table(storage.join(uri, f"part-{name}.parquet"), rows, schema)
     return ShardSummary(len(rows), row_hash.hexdigest())
 
 
 def write_rejected(uri: str, rejected: list[dict[str, str]]) -> None:
     """`uri`/rejected.parquet: rows of REJECTED_SCHEMA, the files that were set aside and why."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rejected, schema=REJECTED_SCHEMA), buffer)
-    storage.write_bytes(storage.join(uri, "rejected.parquet"), buffer.getvalue())
+    write_table(storage.join(uri, "rejected.parquet"), rejected, REJECTED_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -195,6 +198,15 @@ def read_column(uri: str, name: str) -> list[Any]:
         raise UsageError(f"{uri}: damaged shard ({str(error).splitlines()[0]}): write the set again") from error
 
 
+def require_rows(uri: str, kind: str, found: int, expected: int) -> None:
+    """
+    Raises:
+        UsageError: a set has not as many rows as its manifest counts.
+    """
+    if found != expected:
+        raise UsageError(f"{uri}: {found} {kind} where the manifest counts {expected}: write the set again")
+
+
 def read_rows(uri: str, columns: list[str]) -> Iterator[dict[str, Any]]:
     """Every row of a finished set, shard by shard.
 
@@ -207,7 +219,5 @@ def read_rows(uri: str, columns: list[str]) -> Iterator[dict[str, Any]]:
         count += len(rows)
         yield from rows
     manifest = read_manifest(uri)
-    if manifest is not None and count != manifest.rows:
-        raise UsageError(
-            f"{uri}: {count} {manifest.kind} where the manifest counts {manifest.rows}: write the set again"
-        )
+    if manifest is not None:
+        require_rows(uri, manifest.kind, count, manifest.rows)

@@ -3,6 +3,7 @@
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -71,17 +72,25 @@ class Measure:
         self.scale, self.hr_size = (model.scale, model.hr_size) if model else (config.scale, config.hr_size)
         chosen = config.metrics
         self.features = Features(config.features) if config.real else None
-        self.lpips = Lpips(config.lpips) if "lpips" in chosen else None
-        self.identity = Identity(config.identity) if "identity" in chosen else None
+        self.pixelwise = {
+            f"{name}_{colour}": partial(function, colour=colour, crop=config.crop)
+            for name, function in (("psnr", psnr), ("ssim", ssim))
+            if name in chosen
+            for colour in ("rgb", "y")
+        }
+        self.judges: dict[str, Lpips | Identity] = {}
+        """Networks that compare an output with its truth."""
+        if "lpips" in chosen:
+            lpips = Lpips(config.lpips)
+            self.judges[lpips.name] = lpips
+        if "identity" in chosen:
+            self.judges["identity"] = Identity(config.identity)
         self.brisque = Brisque(config.brisque) if "brisque" in chosen else None
-        self.names = [f"{name}_{colour}" for name in ("psnr", "ssim") if name in chosen for colour in ("rgb", "y")]
-        self.names += [self.lpips.name] if self.lpips else []
-        self.names += [name for name in ("identity", "brisque") if name in chosen]
+        self.names = [*self.pixelwise, *self.judges, *(["brisque"] if self.brisque else [])]
 
     def to(self, device: torch.device) -> "Measure":
-        for part in (self.subject, self.features, self.lpips, self.identity):
-            if part is not None:
-                part.to(device)
+        for part in (self.subject, *([self.features] if self.features else []), *self.judges.values()):
+            part.to(device)
         return self
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -187,16 +196,12 @@ class Measure:
             self._put_features(rows, sr, out)
             return
         hr = torch.stack([face.hr for face in faces])  # pyrefly: ignore
-        for name in self.names:
-            family, _, colour = name.partition("_")
-            if family in ("psnr", "ssim"):
-                function = psnr if family == "psnr" else ssim
-                parts = zip(sr.split(self.config.micro_batch), hr.split(self.config.micro_batch), strict=True)
-                values = [function(a, b, colour=colour, crop=self.config.crop) for a, b in parts]
-                out[name][rows] = torch.cat(values).numpy()
-        for judge, name in ((self.lpips, self.lpips.name if self.lpips else ""), (self.identity, "identity")):
-            if judge:
-                out[name][rows] = in_fixed_batches(judge, sr, hr, size=self.config.micro_batch).numpy()
+        size = self.config.micro_batch
+        for name, function in self.pixelwise.items():
+            parts = zip(sr.split(size), hr.split(size), strict=True)
+            out[name][rows] = torch.cat([function(a, b) for a, b in parts]).numpy()
+        for name, judge in self.judges.items():
+            out[name][rows] = in_fixed_batches(judge, sr, hr, size=size).numpy()
         drawn = [i for i, face in enumerate(faces) if self._is_drawn(face)]
         if drawn:
             self._put_features([rows[i] for i in drawn], hr[drawn], out)

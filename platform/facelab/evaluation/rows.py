@@ -121,11 +121,8 @@ def draw_thresholds(sets: dict[str, ImageSet], seed: int) -> dict[str, int]:
     keys = {}
     for role in ("test", "real"):
         keys[role] = np.fromiter((draw_key(seed, i) for i in sets[role].faces()), np.uint64)
-        if sets[role].kind != "pairs" and len(keys[role]) != sets[role].rows:
-            raise UsageError(
-                f"{sets[role].uri}: {len(keys[role])} faces where the manifest counts {sets[role].rows}: write the set "
-                "again"
-            )
+        if sets[role].kind != "pairs":
+            shards.require_rows(sets[role].uri, "faces", len(keys[role]), sets[role].rows)
     smaller, larger = sorted(keys, key=lambda role: len(keys[role]))
     count = len(keys[smaller])
     return {} if count == len(keys[larger]) else {larger: int(np.partition(keys[larger], count - 1)[count - 1])}

@@ -1,6 +1,5 @@
 """A model, or finished images of any tool, on its test sets: one pass over Ray Data or in the process itself."""
 
-import io
 import json
 import tempfile
 from collections import defaultdict
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -164,9 +162,7 @@ def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, Im
         lines = [list(line) for line in zip(*columns, strict=True) if line[0] is not None]
         if lines:
             storage.write_bytes(storage.join(config.output, name), encode_png(grid(lines, cell=96)))
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=EXAMPLE_SCHEMA), buffer)
-    storage.write_bytes(storage.join(config.output, "examples.parquet"), buffer.getvalue())
+    shards.write_table(storage.join(config.output, "examples.parquet"), rows, EXAMPLE_SCHEMA)
 
 
 def _some_rows(images: ImageSet) -> list[dict[str, Any]]:

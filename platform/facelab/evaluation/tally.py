@@ -1,7 +1,6 @@
 """Rows of numbers -> the numbers of a set, in one pass and in memory that does not grow with it."""
 
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,14 +28,16 @@ class _Side:
     def __init__(self, parts: int = 1):
         self.parts = [frechet.Moments() for _ in range(parts)]
         self.sample = Sample()
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        return sum(part.count for part in self.parts)
 
     def add(self, keys: np.ndarray, features: torch.Tensor) -> None:
         part = (self.count + torch.arange(len(features))) % len(self.parts)
         for index in part.unique().tolist():
             self.parts[index].add(features[part == index])
         self.sample.add(keys, features)
-        self.count += len(features)
 
 
 class Tally:
@@ -56,11 +57,10 @@ class Tally:
         self.infinite = np.zeros(len(self.names), np.int64)
         """Test images for which a metric is infinite: PSNR of equal ones."""
         layers = measure.features.layers if measure.features else ()
-        # Of the real side, what an interval needs. drawn: as many real outputs as test faces, where those are fewer.
-        self.sides = {
-            layer: {"real": _Side(frechet.GROUPS), **{role: _Side() for role in ("test", "reference", "drawn")}}
-            for layer in layers
-        }
+        # Of the real side, what an interval needs.
+        self.sides = {layer: {"real": _Side(frechet.GROUPS), "test": _Side(), "reference": _Side()} for layer in layers}
+        self.drawn = {layer: frechet.Moments() for layer in layers}
+        """As many real outputs as there are test faces, where those are fewer."""
         self.schema = pa.schema(
             [("role", pa.string()), ("id", pa.string()), *((name, pa.float64()) for name in self.names)]
         )
@@ -120,9 +120,7 @@ class Tally:
             if wanted.any():
                 sides[role].add(keys[wanted.numpy()], features[wanted])
             if role == "real" and threshold is not None:
-                drawn = torch.from_numpy(keys <= np.uint64(threshold))
-                if drawn.any():
-                    sides["drawn"].add(keys[drawn.numpy()], features[drawn])
+                self.drawn[layer].add(features[torch.from_numpy(keys <= np.uint64(threshold))])
 
     def finish(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         """The summary, and the protocol of each of its numbers.
@@ -157,11 +155,7 @@ class Tally:
                     f"{images.uri}: {len(own)} of {images.rows} images cannot be used, more than --max-rejected "
                     f"{self.config.max_rejected:g}{first}"
                 )
-            if self.counts[role] + len(own) != images.rows:
-                raise UsageError(
-                    f"{images.uri}: {self.counts[role] + len(own)} {images.kind} where the manifest counts "
-                    f"{images.rows}: write the set again"
-                )
+            shards.require_rows(images.uri, images.kind, self.counts[role] + len(own), images.rows)
 
     def _per_image(self, role: str, suffix: str, summary: dict[str, Any], protocols: dict[str, Protocol]) -> None:
         for column, (name, interval) in enumerate(zip(self.names, self.bootstraps[role].intervals(), strict=True)):
@@ -180,17 +174,12 @@ class Tally:
             protocols[key] = self._protocol(key, role, **self._settings(name))
 
     def _settings(self, name: str) -> dict[str, Any]:
-        family, _, colour = name.partition("_")
-        c, m = self.config, self.measure
-        if family in ("psnr", "ssim"):
-            return {"colour": colour, "crop": c.crop}
-        if family == "lpips" and m.lpips:
-            return {"colour": "rgb", "weights": m.lpips.sha256, "settings": _library("lpips")}
-        if family == "identity" and m.identity:
-            settings = c.identity.model_dump(exclude={"embedding"})
-            return {"colour": c.identity.colour, "weights": m.identity.sha256, "settings": settings}
-        assert m.brisque
-        return {"colour": "luma of YIQ, rounded", "weights": m.brisque.sha256, "settings": _library("piq")}
+        if name in self.measure.pixelwise:
+            return {"colour": name.partition("_")[2], "crop": self.config.crop}
+        if name in self.measure.judges:
+            return self.measure.judges[name].protocol
+        assert self.measure.brisque
+        return self.measure.brisque.protocol
 
     def _protocol(self, name: str, role: str, **own: Any) -> Protocol:
         size = "native" if self.config.native else str(self.measure.hr_size)
@@ -213,7 +202,7 @@ class Tally:
                 f"{self.config.real}, {self.config.reference}: {real.count} and {reference.count} usable images; a "
                 "Fréchet distance needs 2 on each side"
             )
-        base = frechet.Reference(frechet.merged(reference.parts), "reference")
+        base = frechet.Reference(reference.parts[0], "reference")
         found = frechet.estimate(base, real.parts)
         summary[name] = found.value
         missing = "" if "test" in self.sets else "no floor, as --test was not given"
@@ -224,12 +213,12 @@ class Tally:
         distance = kid(reference.sample.rows(), real.sample.rows(), seed=self.config.seed)
         summary |= {kernel: distance.mean, f"{kernel}_subset_size": distance.subset_size}
         summary |= {f"{kernel}_std": distance.std} if distance.std is not None else {}
-        floor, drawn = sides["test"], sides["drawn"]
+        floor, drawn = sides["test"], self.drawn[layer]
         if floor.count >= 2:
             # Sharp test faces against the sharp reference: what a perfect model would have, at the same N.
             summary |= {f"{name}_floor": base.distance(floor.parts[0], "test"), f"{name}_floor_n": floor.count}
             if drawn.count >= 2:  # fewer test faces than real ones
-                summary |= {f"{name}_at_floor": base.distance(drawn.parts[0]), f"{name}_at_floor_n": drawn.count}
+                summary |= {f"{name}_at_floor": base.distance(drawn), f"{name}_at_floor_n": drawn.count}
             summary[f"{kernel}_floor"] = kid(reference.sample.rows(), floor.sample.rows(), seed=self.config.seed).mean
         common = {
             "colour": "rgb",
@@ -241,7 +230,3 @@ class Tally:
         settings = {"layer": layer, "subset_size": distance.subset_size, "seed": self.config.seed}
         settings |= {"drawn_from_at_most": CAPACITY}
         protocols[kernel] = self._protocol(kernel, "real", **common, settings=settings)
-
-
-def _library(name: str) -> dict[str, str]:
-    return {"library": f"{name} {metadata.version(name)}"}

@@ -45,7 +45,8 @@ class Identity:
             )
         self.config, self.device = config, torch.device("cpu")
         self.data = storage.read_bytes(config.embedding)
-        self.sha256 = hashlib.sha256(self.data).hexdigest()
+        digest, settings = hashlib.sha256(self.data).hexdigest(), config.model_dump(exclude={"embedding"})
+        self.protocol = {"colour": config.colour, "weights": digest, "settings": settings}
         self._network: Any = None
         found = self.embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
         if found.ndim != 2 or len(found) != 2:

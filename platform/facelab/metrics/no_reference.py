@@ -7,6 +7,7 @@ import torch
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.metrics.features import loading
+from facelab.metrics.protocol import library
 from facelab.weights import resolve_weights
 
 
@@ -20,15 +21,17 @@ class BrisqueConfig(Config):
 class Brisque:
     """(B, 3, H, W) uint8 -> (B,) scores; nan for an image without variance, of which it says nothing."""
 
-    name = "brisque"
-
     def __init__(self, config: BrisqueConfig):
         """
         Raises:
             UsageError: no weights, or others.
         """
         weights = resolve_weights("brisque", config.weights)
-        self.sha256 = weights.sha256
+        self.protocol = {
+            "colour": "luma of YIQ, rounded",
+            "weights": weights.sha256,
+            "settings": library("piq"),
+        }
         try:
             self.coefficients, self.vectors = weights.values
             fits = self.vectors.ndim == self.coefficients.ndim == 2 and self.vectors.shape[1] == 36

@@ -9,6 +9,7 @@ import torch
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import to_float
+from facelab.metrics.protocol import library
 from facelab.weights import resolve_weights
 
 LPIPS_MIN_SIDE = 32
@@ -33,7 +34,8 @@ class Lpips:
             UsageError: no weights, or those of another network.
         """
         weights = resolve_weights(f"lpips_{config.network}", config.weights)
-        self.name, self.sha256, self.device = f"lpips_{config.network}", weights.sha256, torch.device("cpu")
+        self.name, self.device = f"lpips_{config.network}", torch.device("cpu")
+        self.protocol = {"colour": "rgb", "weights": weights.sha256, "settings": library("lpips")}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torchvision")  # lpips uses arguments that it has renamed
             self.network = lpips.LPIPS(net=config.network, pnet_rand=True, verbose=False).requires_grad_(False)

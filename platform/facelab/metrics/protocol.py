@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from typing import Any
 
 
@@ -77,6 +78,11 @@ class Protocol:
     def fingerprint(self) -> str:
         """12 hexadecimal digits: equal for numbers that may stand in one column."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def library(name: str) -> dict[str, str]:
+    """Settings of a metric that a library computes."""
+    return {"library": f"{name} {metadata.version(name)}"}
 
 
 def metric_names(summary: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from pydantic import model_validator
 
 from facelab import storage
 from facelab.config import JobConfig
+from facelab.data import shards
 from facelab.errors import StoreError, UsageError
 from facelab.evaluation.rows import face_of
 from facelab.images import decode_tensor
@@ -172,7 +173,7 @@ def _result(name: str, folder: str | None, uri: str, summary: dict[str, Any]) ->
             values = zip(table["id"], table[column], strict=True)
             per_image[column] = {i: v for i, v in values if v is not None and np.isfinite(v)}
     place = storage.join(folder, "examples.parquet")
-    examples = pq.read_table(io.BytesIO(storage.read_bytes(place))).to_pylist() if storage.exists(place) else []
+    examples = shards.read_shard(place, ["role", "id", "lr", "sr", "hr"]) if storage.exists(place) else []
     return Result(row, per_image, examples)
 
 

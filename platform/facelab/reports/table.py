@@ -49,7 +49,7 @@ class Table:
     def markdown(self) -> str:
         head = ["", *(f"{m.title} {arrow(m)}" for m in self.metrics.values())]
         lines = [head, ["---"] + ["---:"] * len(self.metrics)]
-        lines += [[name, *map(_plain(("**", "**"), _as_is), cells)] for name, cells in self._all_rows()]
+        lines += [[name, *map(_shown(("**", "**"), str), cells)] for name, cells in self._all_rows()]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return body + "".join(f"\n\n{note}" for note in self.notes) + "\n"
 
@@ -58,7 +58,7 @@ class Table:
         columns = "l" + "r" * len(self.metrics)
         arrows = {1: "$\\uparrow$", -1: "$\\downarrow$"}
         heads = [f"{_tex(m.title)} {arrows[m.better]}" for m in self.metrics.values()]
-        cell = _plain(("\\textbf{", "}"), lambda spread: f"{{\\scriptsize {_tex(spread)}}}")
+        cell = _shown(("\\textbf{", "}"), lambda spread: f"{{\\scriptsize {_tex(spread)}}}")
         lines = [" & ".join(["", *heads]) + " \\\\", "\\midrule"]
         for name, cells in self.rows:
             lines.append(" & ".join([_tex(name), *map(cell, cells)]) + " \\\\")
@@ -69,16 +69,15 @@ class Table:
         return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}{notes}\n"
 
     def html(self) -> str:
-        def shown(cell: Cell | None) -> str:
-            if cell is None:
-                return "<td>–"
-            value = f"<b>{cell.value}</b>" if cell.best else cell.value
-            return f"<td>{value}{cell.mark}" + (f"<small>{html.escape(cell.spread)}</small>" if cell.spread else "")
+        cell = _shown(("<b>", "</b>"), lambda spread: f"<small>{html.escape(spread)}</small>")
+
+        def line(name: str, cells: list[Cell | None], kind: str = "") -> str:
+            return f"<tr{kind}><td>{html.escape(name)}{''.join(f'<td>{cell(c)}' for c in cells)}</tr>"
 
         head = "".join(f"<th>{html.escape(m.title)} {arrow(m)}" for m in self.metrics.values())
-        lines = [f"<tr><td>{html.escape(name)}{''.join(map(shown, cells))}</tr>" for name, cells in self.rows]
+        lines = [line(name, cells) for name, cells in self.rows]
         if any(self.floor):
-            lines.append(f"<tr class=floor><td>floor{''.join(map(shown, self.floor))}</tr>")
+            lines.append(line("floor", self.floor, " class=floor"))
         notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
         return f"<div class=wide><table><tr><th>{head}</tr>{''.join(lines)}</table></div>{notes}"
 
@@ -185,11 +184,7 @@ def arrow(known: Metric) -> str:
     return "↑" if known.better > 0 else "↓"
 
 
-def _as_is(text: str) -> str:
-    return text
-
-
-def _plain(bold: tuple[str, str], small: Callable[[str], str]) -> Callable[[Cell | None], str]:
+def _shown(bold: tuple[str, str], small: Callable[[str], str]) -> Callable[[Cell | None], str]:
     def shown(cell: Cell | None) -> str:
         if cell is None:
             return "–"
