@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from facelab.cluster import ray_session
-from facelab.demo import DemoConfig, demo_plan, run_demo
+from facelab.experiments.demo import DemoConfig, demo_plan, run_demo
 from facelab.job import main
 
 

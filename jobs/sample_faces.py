@@ -7,8 +7,8 @@ import sys
 from typing import Any
 
 from facelab.cluster import ray_session
-from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
 from facelab.job import main
+from facelab.samples.sets import SampleFacesConfig, make_sample_sets
 
 
 def work(config: SampleFacesConfig, run: Any) -> dict[str, Any]:

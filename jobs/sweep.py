@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from facelab.cluster import ray_session
+from facelab.experiments.sweep import SweepConfig, sweep, sweep_plan
 from facelab.job import main
-from facelab.tuning import SweepConfig, sweep, sweep_plan
 
 
 def work(config: SweepConfig, run: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from facelab.cluster import ray_session
 from facelab.job import main
-from facelab.synthesis import SynthesizeConfig, synthesize
+from facelab.synthesis.job import SynthesizeConfig, synthesize
 
 
 def work(config: SynthesizeConfig, run: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from facelab.data.nuisance import degrade
-from facelab.data.sample_faces import sample_face
+from facelab.samples.faces import sample_face
+from facelab.samples.nuisance import degrade
 from PIL import Image
 from torch import nn
 

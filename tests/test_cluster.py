@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from facelab import model_store
+from facelab.trained import store
 
 from models import StyleVAE
 
@@ -41,7 +41,7 @@ def job(name: str, *arguments: str, env: dict[str, str], expect: int = 0) -> str
 
 def save_degrader(place: Path) -> str:
     torch.manual_seed(3)
-    model_store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
     return str(place)
 
 

@@ -7,14 +7,14 @@ import pytest
 import yaml
 from facelab.config import build, parse, to_yaml
 from facelab.data.prepare import PrepareConfig
-from facelab.data.sample_set import SampleFacesConfig
-from facelab.demo import DemoConfig
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
-from facelab.synthesis import SynthesizeConfig
+from facelab.experiments.demo import DemoConfig
+from facelab.experiments.sweep import SweepConfig
+from facelab.samples.sets import SampleFacesConfig
+from facelab.synthesis.job import SynthesizeConfig
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.sr import TrainSRConfig
-from facelab.tuning import SweepConfig
 
 REQUIRED = {
     PrepareConfig: ["--input", "in"],

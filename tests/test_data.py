@@ -13,14 +13,14 @@ from conftest import write_faces
 from facelab import storage
 from facelab.config import build
 from facelab.data import shards
-from facelab.data.classical import degrade_classically
-from facelab.data.faces import load_faces, load_pairs
-from facelab.data.nuisance import degrade
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.sample_faces import sample_face
-from facelab.data.sampler import batch_indices, cropped, draws, mirrored, turned
+from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
 from facelab.images import BadImage, decode, encode_png, training_image
+from facelab.samples.faces import sample_face
+from facelab.samples.nuisance import degrade
+from facelab.synthesis.classical import degrade_classically
+from facelab.training.batches import batch_indices, cropped, draws, mirrored, turned
 from PIL import Image
 
 from models.resize import resize

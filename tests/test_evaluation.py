@@ -10,11 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Notes, he_, save_embedding
-from facelab import model_store
 from facelab.config import build
-from facelab.data.faces import load_faces
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.shards import PAIR_SCHEMA, ShardSummary, finish_set, write_shard
+from facelab.data.tensors import load_faces
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Measure
@@ -27,8 +26,9 @@ from facelab.job import main, run_job
 from facelab.metrics import psnr
 from facelab.reports.report import ReportConfig, report
 from facelab.reports.table import Row, build_table
-from facelab.training.run import run_training
+from facelab.trained import store
 from facelab.training.sr import TrainSRConfig
+from facelab.training.worker import run_training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,7 +55,7 @@ def table_of(folder: Path) -> dict[str, list]:
 
 def enlarged(lr: torch.Tensor) -> torch.Tensor:
     """What `--model bicubic` makes."""
-    return model_store.super_resolve(build_sr("bicubic", 4), lr)
+    return store.super_resolve(build_sr("bicubic", 4), lr)
 
 
 def write_images(folder: Path, images: dict[str, torch.Tensor]) -> Path:
@@ -79,7 +79,7 @@ def edsr(tmp_path_factory) -> str:
     """An untrained network: what it makes is ugly, but depends on every pixel."""
     torch.manual_seed(0)
     place = str(tmp_path_factory.mktemp("model"))
-    model_store.save_model(place, "sr", "edsr", build_sr("edsr", 4, size="mini"), 4, 64)
+    store.save_model(place, "sr", "edsr", build_sr("edsr", 4, size="mini"), 4, 64)
     return place
 
 
@@ -324,7 +324,7 @@ def test_pairs_of_mixed_sizes(tmp_path, hr_folder, edsr):
     assert table_of(tmp_path / "out")["psnr_rgb"][1] == pytest.approx(
         float(psnr(enlarged(resize(truth, 12)), truth)), abs=1e-9
     )
-    model_store.save_model(str(tmp_path / "x2"), "sr", "edsr", build_sr("edsr", 2, size="mini"), 2, 64)
+    store.save_model(str(tmp_path / "x2"), "sr", "edsr", build_sr("edsr", 2, size="mini"), 2, 64)
     with pytest.raises(UsageError, match="enlarges 2 times, to 32x32 px, but 64x64 are due"):
         evaluate(config(tmp_path, test=str(tmp_path / "pairs"), model=str(tmp_path / "x2")))
 

@@ -55,7 +55,7 @@ def test_heavy_libraries_stay_where_they_belong():
 
 
 def test_the_training_loop_needs_no_ray_nor_mlflow():
-    code = "import facelab.training.run, facelab.metrics, sys; assert not {'ray', 'mlflow'} & set(sys.modules)"
+    code = "import facelab.training.worker, facelab.metrics, sys; assert not {'ray', 'mlflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
@@ -87,10 +87,10 @@ def test_nothing_of_a_workplace_is_named(word):
 
 
 def test_a_registered_model_asks_for_all_that_it_imports():
-    """MLflow rebuilds an environment from MODEL_REQUIREMENTS alone: every import that facelab.pyfunc runs is in it."""
-    from facelab.tracking import MODEL_REQUIREMENTS
+    """MLflow rebuilds an environment from MODEL_REQUIREMENTS alone: every import that facelab.trained.pyfunc runs is in it."""
+    from facelab.tracking.runs import MODEL_REQUIREMENTS
 
-    code = "import facelab.pyfunc, sys; print(*(m for m in sys.modules if m.startswith(('facelab', 'models'))))"
+    code = "import facelab.trained.pyfunc, sys; print(*(m for m in sys.modules if m.startswith(('facelab', 'models'))))"
     loaded = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True).stdout
     names: set[str] = set()
     for module in loaded.split():

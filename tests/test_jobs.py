@@ -10,19 +10,19 @@ import mlflow
 import pytest
 from conftest import ROOT, Notes
 from facelab.config import build, parse
-from facelab.data.faces import load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
-from facelab.demo import DemoConfig, run_demo
+from facelab.data.tensors import load_pairs
 from facelab.evaluation.config import EvaluateConfig
+from facelab.experiments.demo import DemoConfig, run_demo
+from facelab.experiments.sweep import SweepConfig, sweep, trial_table
 from facelab.job import main, run_job
 from facelab.metrics import degradation_distances
 from facelab.reports.report import ReportConfig
-from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
+from facelab.samples.sets import SampleFacesConfig, make_sample_sets
+from facelab.synthesis.job import Degrader, SynthesizeConfig, synthesize
 from facelab.training.degrader import TrainDegraderConfig
-from facelab.training.run import run_training
 from facelab.training.sr import TrainSRConfig
-from facelab.tuning import SweepConfig, sweep, trial_table
+from facelab.training.worker import run_training
 
 from models.resize import resize
 

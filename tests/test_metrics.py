@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from facelab.batching import in_fixed_batches
 from facelab.metrics import (
     FrechetDistance,
     degradation_distances,
@@ -19,6 +18,7 @@ from facelab.metrics.degradation import highpass_moments, luma
 from facelab.metrics.frechet import GROUPS, Moments, Reference, estimate
 from facelab.metrics.intervals import Bootstrap
 from facelab.metrics.kid import Sample
+from facelab.trained.apply import in_fixed_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from skimage.metrics import structural_similarity

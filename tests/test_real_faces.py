@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from conftest import Notes
 from facelab.config import build
-from facelab.data.faces import load_faces
+from facelab.data.tensors import load_faces
 from facelab.metrics import psnr
 from facelab.training.degrader import TrainDegraderConfig
-from facelab.training.run import run_training
 from facelab.training.sr import TrainSRConfig
+from facelab.training.worker import run_training
 
 from models.resize import resize
 

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from facelab import model_store
 from facelab.config import build
 from facelab.data import shards
-from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
+from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import evaluate
-from facelab.synthesis import Degrader, SynthesizeConfig, synthesize
+from facelab.synthesis.job import Degrader, SynthesizeConfig, synthesize
+from facelab.trained import store
 
 from models import StyleVAE, build_degrader
 from models.resize import resize
@@ -21,7 +21,7 @@ def degrader(tmp_path_factory) -> str:
     """An untrained styleVAE: what it makes is ugly, but depends on style and noise."""
     torch.manual_seed(3)
     place = str(tmp_path_factory.mktemp("model"))
-    model_store.save_model(place, "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    store.save_model(place, "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
     return place
 
 
@@ -79,7 +79,7 @@ def test_classical_and_high_to_low_need_no_style_bank(hr_folder, tmp_path):
     """Each face and variant has its own draw, wherever it stands in a batch."""
     torch.manual_seed(0)
     place = str(tmp_path / "model")
-    model_store.save_model(place, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
+    store.save_model(place, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
     faces = load_faces(str(hr_folder), 64)
     hr, digests = faces.images[:6], faces.digests[:6]
     for name in ("classical", place):
@@ -101,7 +101,7 @@ def test_their_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path,
     if name == "bulat":
         torch.manual_seed(0)
         name = str(tmp_path / "model")
-        model_store.save_model(name, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
+        store.save_model(name, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
     one = synthesize(config(hr_shards, None, name, tmp_path / "one"))
     three = synthesize(config(hr_shards, None, name, tmp_path / "three", actors=3, rows_per_shard=5))
     assert one["data_hash"] == three["data_hash"]

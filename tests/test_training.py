@@ -9,19 +9,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import Notes
-from facelab import model_store
 from facelab.config import build
-from facelab.data.faces import load_faces
+from facelab.data.tensors import load_faces
 from facelab.errors import UsageError
 from facelab.job import run_job
-from facelab.training import checkpoint
+from facelab.trained import checkpoint, store
 from facelab.training.context import LocalContext
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.job import train_and_register
 from facelab.training.loop import NonFiniteLoss, Update, train
-from facelab.training.run import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
 from facelab.training.stylevae import StyleVAEStage
+from facelab.training.worker import run_training
 from safetensors.torch import load_file
 
 from models.resize import resize
@@ -300,7 +299,7 @@ def test_every_method_trains_and_can_be_loaded(tmp_path, hr_folder, model):
     summary = run_training(sr_config(hr_folder, tmp_path, model=model), lambda: notes)
     assert summary["steps"] == 4
     assert len(notes.values["train/loss"]) == 4
-    loaded = model_store.load_model(str(tmp_path), "sr")
+    loaded = store.load_model(str(tmp_path), "sr")
     assert (loaded.name, loaded.digest) == (model, summary["model_sha256"])
 
 
@@ -344,13 +343,13 @@ def test_resume_takes_the_new_learning_rate_and_no_other_network(tmp_path, hr_fo
 def test_damaged_models_are_refused(tmp_path, hr_folder):
     run_training(sr_config(hr_folder, tmp_path), Notes)
     with pytest.raises(UsageError, match="a degrader model is wanted"):
-        model_store.load_model(str(tmp_path), "degrader")
+        store.load_model(str(tmp_path), "degrader")
     file = tmp_path / "model" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UsageError, match="damaged model"):
-        model_store.load_model(str(tmp_path), "sr")
+        store.load_model(str(tmp_path), "sr")
     with pytest.raises(UsageError, match="no trained model"):
-        model_store.load_model(str(tmp_path / "checkpoints"), "sr")
+        store.load_model(str(tmp_path / "checkpoints"), "sr")
 
 
 def test_too_few_faces_are_refused(tmp_path, hr_folder):
@@ -425,7 +424,7 @@ def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, l
     local = mlflow.artifacts.download_artifacts(summary["registered_model"])
     suffixes = {f.suffix for f in Path(local).rglob("*") if f.is_file()}
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth"}
-    assert model_store.load_model(summary["registered_model"], "degrader").digest == summary["model_sha256"]
+    assert store.load_model(summary["registered_model"], "degrader").digest == summary["model_sha256"]
 
 
 def test_a_failed_job_is_a_failed_run(tmp_path, hr_folder):

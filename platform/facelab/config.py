@@ -10,12 +10,13 @@ import io
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import tyro
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticUndefined
 
 from facelab import storage
@@ -25,22 +26,42 @@ Uri = Annotated[str, AfterValidator(storage.normalise)]
 """A path, file:// or s3://bucket/prefix; paths become absolute, as workers run elsewhere."""
 
 
-BUILT_IN = ("bicubic", "classical")
-"""Degraders without weights; the first is an SR model, too."""
+REGISTRY = "models:/"
+"""How an MLflow registry URI begins: models:/NAME/VERSION."""
 
 
-def _model_uri(text: str) -> str:
-    return text if text in BUILT_IN or text.startswith("models:/") else storage.normalise(text)
-
-
-ModelUri = Annotated[str, AfterValidator(_model_uri)]
-"""A Uri, `bicubic` or `classical`, or an MLflow registry URI models:/NAME/VERSION."""
+def model_uri(*names: str) -> AfterValidator:
+    """The validator of an option that takes a Uri, a registry URI, or one of `names`, which need no file."""
+    return AfterValidator(lambda text: text if text in names or text.startswith(REGISTRY) else storage.normalise(text))
 
 
 class Config(BaseModel):
     """A frozen group of settings: unknown keys raise, the docstring under a field is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def with_options(**groups: type) -> Callable[[type[C]], type[C]]:
+    """Gives a config class a group of options for each name: the fields of a config or of a dataclass of `models`.
+
+    So a network or a metric brings its options along, and no other file has to name them.
+    """
+
+    def add(config_type: type[C]) -> type[C]:
+        fields: dict[str, Any] = {
+            name: (group, Field(default=group(), description=group.__doc__)) for name, group in groups.items()
+        }
+        made = create_model(
+            config_type.__name__, __base__=config_type, __module__=config_type.__module__,
+            __doc__=config_type.__doc__, **fields,
+        )  # fmt: skip
+        made.__qualname__ = config_type.__qualname__  # workers unpickle it by its name
+        return made
+
+    return add
 
 
 class JobConfig(Config):
@@ -86,7 +107,6 @@ class JobConfig(Config):
         return Path("outputs/mlflow.db").absolute()
 
 
-C = TypeVar("C", bound=Config)
 J = TypeVar("J", bound=JobConfig)
 
 

@@ -69,7 +69,7 @@ def run_job(
     name: str, config: C, work: Callable[[C, Any], dict[str, Any]], parent: str | None = None
 ) -> dict[str, Any]:
     """One job as one MLflow run, nested below `parent`; returns what summary.json holds."""
-    from facelab.tracking import job_run
+    from facelab.tracking.runs import job_run
 
     config.check_output()
     with job_run(name, config, parent) as run:

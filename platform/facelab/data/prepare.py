@@ -9,7 +9,7 @@ from pydantic import Field
 from facelab import storage
 from facelab.config import JobConfig, Uri
 from facelab.data import shards
-from facelab.data.faces import MIN_SIDE, image_files, read_face
+from facelab.data.tensors import MIN_SIDE, image_files, read_face
 from facelab.errors import UsageError
 from facelab.images import BadImage
 from facelab.seeding import seed_for

@@ -1,15 +1,15 @@
 """What an evaluation measures, and on what."""
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelab.batching import MICRO_BATCH
-from facelab.config import JobConfig, ModelUri, Uri
+from facelab.config import JobConfig, Uri, model_uri
 from facelab.metrics.features import FeatureConfig
 from facelab.metrics.identity import IdentityConfig
 from facelab.metrics.no_reference import BrisqueConfig
 from facelab.metrics.perceptual import LpipsConfig
+from facelab.trained.apply import MICRO_BATCH
 
 
 class EvaluateConfig(JobConfig):
@@ -22,7 +22,7 @@ class EvaluateConfig(JobConfig):
         "paper": {},
     }
 
-    model: ModelUri
+    model: Annotated[str, model_uri("bicubic")]
     """`bicubic`; the URI of a trained model: the --output of train_sr, one of its checkpoints, or models:/NAME/VERSION;
     or a folder of finished images from any other tool, named like the test images (subfolders test and real, where both
     are measured)."""

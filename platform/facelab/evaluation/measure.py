@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from facelab.batching import in_fixed_batches
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.rows import ImageSet, draw_key, draw_thresholds, is_first_variant
@@ -20,6 +19,7 @@ from facelab.metrics.identity import Identity
 from facelab.metrics.no_reference import Brisque
 from facelab.metrics.perceptual import LPIPS_MIN_SIDE, Lpips
 from facelab.metrics.psnr_ssim import SSIM_WINDOW, psnr, ssim
+from facelab.trained.apply import in_fixed_batches
 from models.resize import resize
 
 FEATURES = "features/"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from facelab.data import shards
-from facelab.data.faces import image_files, is_shard_set, read_face
+from facelab.data.tensors import image_files, is_shard_set, read_face
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.images import BadImage

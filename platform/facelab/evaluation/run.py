@@ -27,7 +27,7 @@ from facelab.images import BadImage, encode_png, grid
 from models.resize import resize
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
-    from facelab.tracking import JobRun
+    from facelab.tracking.runs import JobRun
 
 _EXAMPLES = 12
 _FILES_PER_TASK = 256

@@ -5,19 +5,20 @@ from pathlib import PurePosixPath
 
 import torch
 
-from facelab import model_store, storage
-from facelab.batching import in_fixed_batches
+from facelab import storage
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.rows import ImageSet
 from facelab.images import IMAGE_SUFFIXES, BadImage, decode_tensor, to_float, to_uint8
+from facelab.trained import store
+from facelab.trained.apply import in_fixed_batches
 
 
 @dataclass
 class Model:
     """A super-resolution network."""
 
-    model: model_store.TrainedModel
+    model: store.TrainedModel
     uri: str
     micro_batch: int
     device: torch.device
@@ -87,17 +88,17 @@ def load_subject(config: EvaluateConfig, sets: dict[str, ImageSet]) -> Subject:
         UsageError: neither a trained super-resolution model nor finished images of these sets.
     """
     if config.model == "bicubic":
-        model = model_store.bicubic_model(config.scale, config.hr_size)
+        model = store.bicubic_model(config.scale, config.hr_size)
     elif (finished := _finished(config, sets)) is not None:
         return finished
     else:
-        model = model_store.load_model(config.model, "sr")
+        model = store.load_model(config.model, "sr")
     return Model(model, config.model, config.micro_batch, torch.device("cpu"))
 
 
 def _finished(config: EvaluateConfig, sets: dict[str, ImageSet]) -> FinishedImages | None:
     uri = config.model
-    if uri.startswith("models:/") or model_store.holds_model(uri):
+    if uri.startswith("models:/") or store.holds_model(uri):
         return None
     found = storage.list_files(uri, IMAGE_SUFFIXES)
     if not found:

@@ -13,7 +13,7 @@ from torch import nn
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import to_float
-from facelab.weights import build_features, resolve_weights
+from facelab.trained.weights import build_features, resolve_weights
 from models.features import FEATURE_NETWORKS
 
 SMALL = 64

@@ -8,7 +8,7 @@ from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.metrics.features import loading
 from facelab.metrics.protocol import library
-from facelab.weights import resolve_weights
+from facelab.trained.weights import resolve_weights
 
 
 class BrisqueConfig(Config):

@@ -10,7 +10,7 @@ from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import to_float
 from facelab.metrics.protocol import library
-from facelab.weights import resolve_weights
+from facelab.trained.weights import resolve_weights
 
 LPIPS_MIN_SIDE = 32
 """px; of smaller images AlexNet's last layers have nothing left."""

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 
-from facelab import model_store, storage
+from facelab import storage
 from facelab.config import JobConfig, without_secret
-from facelab.data.faces import load_faces, load_pairs
+from facelab.data.tensors import load_faces, load_pairs
 from facelab.metrics.protocol import metric_names
 from facelab.reports.page import PictureRow, page, picture_rows, svg
 from facelab.reports.table import Row, build_table
-from facelab.tracking import metric_history
+from facelab.tracking.runs import metric_history
+from facelab.trained import store
 from models.resize import resize
 
 _COLUMNS = 8  # faces in a picture
@@ -88,8 +89,8 @@ def _degradation_picture(r: DemoResults, truth_known: bool) -> str:
     return picture_rows(rows, 96)
 
 
-def _models(r: DemoResults) -> dict[str, model_store.TrainedModel]:
-    return {name: model_store.load_model(storage.join(r.config.output, name.lower()), "sr") for name in r.sr_runs}
+def _models(r: DemoResults) -> dict[str, store.TrainedModel]:
+    return {name: store.load_model(storage.join(r.config.output, name.lower()), "sr") for name in r.sr_runs}
 
 
 def _sr_picture(r: DemoResults, truth_known: bool) -> str:
@@ -99,7 +100,7 @@ def _sr_picture(r: DemoResults, truth_known: bool) -> str:
     real = load_faces(r.faces["real"], size // scale).images[:_COLUMNS]
 
     def rows(lr: torch.Tensor) -> list[PictureRow]:
-        outputs = [(name, model_store.super_resolve(model.network, lr)) for name, model in models.items()]
+        outputs = [(name, store.super_resolve(model.network, lr)) for name, model in models.items()]
         return [("input", lr), ("bicubic", resize(lr, size)), *outputs]
 
     kind = "the known nuisance" if truth_known else "styleVAE LR"

@@ -26,7 +26,7 @@ from facelab.metrics.intervals import Interval, paired_difference
 from facelab.metrics.protocol import metric
 from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
 from facelab.reports.table import Row, Table, arrow, build_table, floor_of
-from facelab.tracking import JobRun, find_runs, run_artifacts
+from facelab.tracking.runs import JobRun, find_runs, run_artifacts
 
 
 class ReportConfig(JobConfig):

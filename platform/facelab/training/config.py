@@ -14,7 +14,7 @@ from torch import nn
 from facelab import storage
 from facelab.config import Config, JobConfig, flatten
 from facelab.errors import UsageError
-from facelab.training import checkpoint
+from facelab.trained import checkpoint
 from models.network import Network
 from models.recipe import Adversarial, Optimiser, Recipe
 

@@ -11,7 +11,7 @@ from torch import nn
 from tqdm import tqdm
 
 from facelab import storage
-from facelab.training import checkpoint
+from facelab.trained import checkpoint
 
 
 class Progress(Protocol):

@@ -9,17 +9,17 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from facelab.config import Config, Uri
-from facelab.data.faces import FaceSet
-from facelab.data.sampler import batch_indices, draws, mirrored
+from facelab.data.tensors import FaceSet
 from facelab.errors import UsageError
 from facelab.images import grid, to_float, to_uint8
 from facelab.metrics.frechet import frechet_distance
 from facelab.metrics.psnr_ssim import psnr
 from facelab.seeding import generator_for
+from facelab.trained.weights import build_features
+from facelab.training.batches import batch_indices, draws, mirrored
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
 from facelab.training.optimiser import build_optimiser
-from facelab.weights import build_features
 from models import DEGRADERS, build_degrader
 from models.bulat import HighToLowConfig
 from models.features import FEATURE_NETWORKS

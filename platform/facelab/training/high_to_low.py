@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelab.data.faces import FaceSet
+from facelab.data.tensors import FaceSet
 from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
 from facelab.training.config import ComputeConfig
 from facelab.training.context import Context

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from facelab import storage
-from facelab.data.faces import is_shard_set
+from facelab.data.tensors import is_shard_set
 from facelab.training.config import TrainConfig
-from facelab.training.run import run_training
+from facelab.training.worker import run_training
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
-    from facelab.tracking import JobRun
+    from facelab.tracking.runs import JobRun
 
 
 def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:

@@ -15,9 +15,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from facelab.errors import UsageError
-from facelab.model_store import describe
 from facelab.seeding import seed_for
-from facelab.training import checkpoint
+from facelab.trained import checkpoint
+from facelab.trained.store import describe
 from facelab.training.config import ComputeConfig, TrainConfig
 from facelab.training.context import Context
 from facelab.training.optimiser import clip_gradients, set_learning_rate

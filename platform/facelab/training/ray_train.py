@@ -19,11 +19,11 @@ from tqdm import tqdm
 from facelab import storage
 from facelab.cluster import ray_session
 from facelab.errors import StoreError, UsageError
-from facelab.training import checkpoint
+from facelab.trained import checkpoint
 from facelab.training.config import TrainConfig
 from facelab.training.context import Progress, staging_folder
 from facelab.training.loop import NonFiniteLoss
-from facelab.training.run import LoggerFactory, train_worker
+from facelab.training.worker import LoggerFactory, train_worker
 
 # The defaults suit neither an autoscaler that boots a node (60 s) nor a dead rank that hangs the others (30 min).
 _WORKER_START_TIMEOUT_S = 900

@@ -1,7 +1,7 @@
 """Stage 2: any super-resolution network on pairs, synthesised or bicubic (§ 3.2)."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
-from facelab import model_store
-from facelab.config import ModelUri, Uri
-from facelab.data.faces import FaceSet, PairSet
-from facelab.data.sampler import batch_indices, cropped, draws, mirrored, turned
+from facelab.config import Uri, model_uri
+from facelab.data.tensors import FaceSet, PairSet
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
 from facelab.metrics.psnr_ssim import psnr
-from facelab.model_store import super_resolve
+from facelab.trained import store
+from facelab.trained.store import super_resolve
+from facelab.trained.weights import build_features
 from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
+from facelab.training.batches import batch_indices, cropped, draws, mirrored, turned
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
 from facelab.training.loop import Update
 from facelab.training.optimiser import build_optimiser
-from facelab.weights import build_features
 from models import SR_MODELS, build_sr
 from models.attentive import AttentiveConfig, AttentiveSR
 from models.bulat import LowToHighConfig
@@ -92,7 +92,7 @@ class TrainSRConfig(TrainConfig):
     """URI of sharp faces, shards or folder; their LR is bicubic. Either this or --pairs."""
     lr: Uri | None = None
     """Real low-resolution faces: for srgan and bulat, the discriminator is also shown what becomes of them. Ours."""
-    init_from: ModelUri | None = None
+    init_from: Annotated[str, model_uri()] | None = None
     """A trained model of the same method to start from, also of another scale (EDSR and RDN: x4 from x2)."""
     pixel_loss: Literal["l1", "l2", "sse"] = "l1"
     """l1, l2: mean over pixels; sse: half an image's sum of squares. Of RGB in [-1, 1]; srcnn, vdsr: of Y in [0, 1]."""
@@ -320,7 +320,7 @@ def start_from(network: nn.Module, config: TrainSRConfig) -> None:
         UsageError: another method, or other options.
     """
     assert config.init_from is not None
-    given = model_store.load_model(config.init_from, "sr")
+    given = store.load_model(config.init_from, "sr")
     if given.name != config.model:
         raise UsageError(f"--init-from {config.init_from}: is a {given.name} model, not {config.model}")
     if given.network.config != network.config:

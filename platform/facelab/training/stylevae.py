@@ -3,12 +3,12 @@
 import torch
 from torch import nn
 
-from facelab.data.faces import FaceSet
+from facelab.data.tensors import FaceSet
 from facelab.images import to_float
+from facelab.trained.weights import build_features
 from facelab.training.degrader import DegraderStage, LossWeights, PerceptualConfig, TrainDegraderConfig
 from facelab.training.loop import Update
 from facelab.training.optimiser import build_optimiser
-from facelab.weights import build_features
 from models.features import FeatureNetwork
 from models.losses import content_loss, kl_divergence, style_loss
 from models.mutual_information import StatisticsNetwork, derangement, donsker_varadhan

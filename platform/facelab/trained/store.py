@@ -13,7 +13,7 @@ from torch import nn
 from facelab import storage
 from facelab.errors import UsageError
 from facelab.images import to_float, to_uint8
-from facelab.training import checkpoint
+from facelab.trained import checkpoint
 from models import build_degrader, build_sr
 from models.network import Network
 
@@ -62,7 +62,7 @@ def load_model(uri: str, kind: str) -> TrainedModel:
         UsageError: not there, damaged, or of the other kind.
     """
     if uri.startswith("models:/"):
-        from facelab.tracking import registered_model_folder
+        from facelab.tracking.runs import registered_model_folder
 
         uri = registered_model_folder(uri)
     folder = next((f for f in (uri, storage.join(uri, "model")) if storage.exists(storage.join(f, "model.json"))), uri)

@@ -15,12 +15,12 @@ from facelab import storage
 from facelab.config import JobConfig, Uri, build, preset_values
 from facelab.errors import UsageError
 from facelab.job import run_job
-from facelab.tracking import JobRun, RunLogger, end_stopped_trials
+from facelab.tracking.runs import JobRun, RunLogger, end_stopped_trials
 from facelab.training.config import TrainConfig
 from facelab.training.degrader import DegraderStage, LossWeights, TrainDegraderConfig
 from facelab.training.job import check_inputs
-from facelab.training.run import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
+from facelab.training.worker import run_training
 
 _DRIVER_CPU = 0.01
 """What a trial itself reserves when Ray Train workers do its work. Tune does not see their placement groups: with

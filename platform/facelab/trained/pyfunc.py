@@ -7,23 +7,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from facelab import model_store
 from facelab.images import to_float, to_uint8
 from facelab.seeding import generator_for
+from facelab.trained import store
 from models.network import DegraderNetwork
 
 
 class _SuperResolution:
-    def __init__(self, model: model_store.TrainedModel):
+    def __init__(self, model: store.TrainedModel):
         self.model = model
 
     def predict(self, images: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """(B, 3, h, w) uint8 -> (B, 3, scale·h, scale·w) uint8."""
-        return model_store.super_resolve(self.model.network, torch.from_numpy(np.ascontiguousarray(images))).numpy()
+        return store.super_resolve(self.model.network, torch.from_numpy(np.ascontiguousarray(images))).numpy()
 
 
 class _Degrader:
-    def __init__(self, model: model_store.TrainedModel):
+    def __init__(self, model: store.TrainedModel):
         self.model = model
 
     @torch.no_grad()
@@ -39,5 +39,5 @@ class _Degrader:
 def _load_pyfunc(path: str) -> _SuperResolution | _Degrader:
     """MLflow's entry point; `path` is the model folder."""
     kind = json.loads((Path(path) / "model.json").read_text())["kind"]
-    model = model_store.load_model(path, kind)
+    model = store.load_model(path, kind)
     return _Degrader(model) if kind == "degrader" else _SuperResolution(model)

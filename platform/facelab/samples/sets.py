@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 from facelab import storage
 from facelab.config import JobConfig
 from facelab.data import shards
-from facelab.data.faces import face_row
-from facelab.data.nuisance import degrade
-from facelab.data.sample_faces import sample_face
+from facelab.data.tensors import face_row
 from facelab.images import encode_png, grid
+from facelab.samples.faces import sample_face
+from facelab.samples.nuisance import degrade
 from facelab.seeding import seed_for
 
 # No identity is in two sets.

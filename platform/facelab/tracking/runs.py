@@ -35,7 +35,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one fo
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip, which an environment by uv lacks
 _BATCH = 1000  # MLflow's limit for one log_batch
-# What facelab.pyfunc imports.
+# What facelab.trained.pyfunc imports.
 MODEL_REQUIREMENTS = (
     "torch", "torchvision", "safetensors", "numpy", "pillow", "pyarrow", "s3fs", "botocore", "pydantic", "tyro",
     "pyyaml", "tqdm",
@@ -116,7 +116,7 @@ class JobRun:
             with mlflow.start_run(run_id=self.id):
                 info = mlflow.pyfunc.log_model(
                     name="model",
-                    loader_module="facelab.pyfunc",
+                    loader_module="facelab.trained.pyfunc",
                     data_path=str(local),
                     code_paths=code,
                     signature=signature,

@@ -1,7 +1,7 @@
 """HR faces + any degrader -> pair shards, on Ray Data with a pool of model actors."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import ray
@@ -9,18 +9,21 @@ import ray.data
 import torch
 from pydantic import Field, model_validator
 
-from facelab import model_store
-from facelab.batching import in_fixed_batches
 from facelab.cluster import READER_CPUS, require_room
-from facelab.config import BUILT_IN, JobConfig, ModelUri, Uri
+from facelab.config import JobConfig, Uri, model_uri
 from facelab.data import shards
-from facelab.data.classical import degrade_classically
-from facelab.data.faces import FaceSet, image_files, is_shard_set, load_faces, read_face
+from facelab.data.tensors import FaceSet, image_files, is_shard_set, load_faces, read_face
 from facelab.errors import UsageError
 from facelab.images import BadImage, encode_png, to_float, to_uint8, training_image
 from facelab.seeding import generator_for, seed_for
+from facelab.synthesis.classical import degrade_classically
+from facelab.trained import store
+from facelab.trained.apply import in_fixed_batches
 from models.network import DegraderNetwork
 from models.resize import resize
+
+BUILT_IN = ("bicubic", "classical")
+"""Degraders without weights."""
 
 
 class SynthesizeConfig(JobConfig):
@@ -36,7 +39,7 @@ class SynthesizeConfig(JobConfig):
     """URI of sharp faces: face shards or a folder of images."""
     lr: Uri | None = None
     """URI of real low-resolution faces, the style bank of a styleVAE. Needed by --style-mode bank."""
-    degrader: ModelUri
+    degrader: Annotated[str, model_uri(*BUILT_IN)]
     """`bicubic`; `classical` (random blur, resize, noise and JPEG, twice); or the URI of a trained degrader: the
     --output of train_degrader, or models:/NAME/VERSION."""
     variants: int = Field(default=1, ge=1)
@@ -151,7 +154,7 @@ class Degrader:
     """Everything that a pair depends on besides its HR face: what an actor holds."""
 
     config: SynthesizeConfig
-    model: model_store.TrainedModel | None
+    model: store.TrainedModel | None
     bank: FaceSet | None
 
     @classmethod
@@ -163,7 +166,7 @@ class Degrader:
         """
         if config.degrader in BUILT_IN:
             return cls(config, None, None)
-        model = model_store.load_model(config.degrader, "degrader")
+        model = store.load_model(config.degrader, "degrader")
         assert isinstance(model.network, DegraderNetwork)
         if (model.scale, model.hr_size) != (config.scale, config.hr_size):
             raise UsageError(

@@ -4,8 +4,9 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from facelab import model_store, storage
-from facelab.data.faces import load_faces, load_pairs
+from facelab import storage
+from facelab.data.tensors import load_faces, load_pairs
+from facelab.trained import store
 from facelab.training.config import TrainConfig
 from facelab.training.context import Context, LocalContext
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
@@ -48,7 +49,7 @@ def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFacto
     result = train(stage, config, context, logger)
     if context.rank == 0:
         place = storage.join(config.output, "model")
-        digest = model_store.save_model(place, config.kind, config.model, result.network, config.scale, config.hr_size)
+        digest = store.save_model(place, config.kind, config.model, result.network, config.scale, config.hr_size)
         best = {f"best_{name}": value for name, value in result.best.items()}
         parameters = sum(p.numel() for p in result.network.parameters())
         summary = {"steps": result.steps, **best, "parameters": parameters, "model_sha256": digest, **data}

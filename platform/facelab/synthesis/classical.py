@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from facelab.data.nuisance import convolve, interpolated, jpeg, quantised
+from facelab.samples.nuisance import convolve, interpolated, jpeg, quantised
 
 
 @dataclass(frozen=True)

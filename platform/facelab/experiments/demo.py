@@ -10,9 +10,8 @@ from pydantic import model_validator
 
 from facelab import storage
 from facelab.config import JobConfig, Uri, build, to_yaml
-from facelab.data.faces import load_faces, load_pairs
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.sample_set import SampleFacesConfig, make_sample_sets
+from facelab.data.tensors import load_faces, load_pairs
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import evaluate_and_log
 from facelab.job import run_job
@@ -20,8 +19,9 @@ from facelab.metrics import degradation_distances, frechet_distance
 from facelab.metrics.features import FeatureConfig, Features
 from facelab.metrics.protocol import metric_names
 from facelab.reports.demo import DemoResults, demo_report
-from facelab.synthesis import SynthesizeConfig, synthesize
-from facelab.tracking import JobRun
+from facelab.samples.sets import SampleFacesConfig, make_sample_sets
+from facelab.synthesis.job import SynthesizeConfig, synthesize
+from facelab.tracking.runs import JobRun
 from facelab.training.config import TrainConfig
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.job import train_and_register
