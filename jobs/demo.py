@@ -5,17 +5,8 @@ python -m jobs.demo --hr faces/hr --lr faces/lr --test faces/test --real faces/r
 """
 
 import sys
-from typing import Any
 
-from facelab.cluster import ray_session
-from facelab.experiments.demo import DemoConfig, demo_plan, run_demo
-from facelab.job import main
-
-
-def work(config: DemoConfig, run: Any) -> dict[str, Any]:
-    with ray_session():
-        return run_demo(config, run)
-
+from facelab.experiments.demo import DEMO
 
 if __name__ == "__main__":
-    sys.exit(main("demo", DemoConfig, work, demo_plan))
+    sys.exit(DEMO.main())

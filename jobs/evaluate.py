@@ -7,17 +7,7 @@
 
 import sys
 
-from facelab.evaluation.config import EvaluateConfig
-from facelab.evaluation.run import evaluate_and_log
-from facelab.job import main
-
-
-def plan(config: EvaluateConfig) -> str:
-    test = f" on {config.test}" if config.test else ""
-    real = f" on {config.real} against {config.reference}" if config.real else ""
-    how = f"{config.actors} actors" if config.actors else "this process"
-    return f"measure {config.model}{test}{' and' if test and real else ''}{real} in {how}; write to {config.output}"
-
+from facelab.evaluation.run import EVALUATE
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate", EvaluateConfig, evaluate_and_log, plan))
+    sys.exit(EVALUATE.main())

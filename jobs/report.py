@@ -6,8 +6,7 @@ python -m jobs.report --filter "tags.preset = 'mini'" --columns psnr_y ssim_y fd
 
 import sys
 
-from facelab.job import main
-from facelab.reports.report import ReportConfig, report, report_plan
+from facelab.reports.report import REPORT
 
 if __name__ == "__main__":
-    sys.exit(main("report", ReportConfig, report, report_plan))
+    sys.exit(REPORT.main())

@@ -5,17 +5,8 @@ python -m jobs.sweep --space attention --seeds 3 --hr faces/hr --output outputs/
 """
 
 import sys
-from typing import Any
 
-from facelab.cluster import ray_session
-from facelab.experiments.sweep import SweepConfig, sweep, sweep_plan
-from facelab.job import main
-
-
-def work(config: SweepConfig, run: Any) -> dict[str, Any]:
-    with ray_session(dashboard=config.workers > 0):
-        return sweep(config, run)
-
+from facelab.experiments.sweep import SWEEP
 
 if __name__ == "__main__":
-    sys.exit(main("sweep", SweepConfig, work, sweep_plan))
+    sys.exit(SWEEP.main())

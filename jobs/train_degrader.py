@@ -7,9 +7,7 @@ python -m jobs.train_degrader --hr s3://b/hr --lr s3://b/lr --output s3://b/styl
 
 import sys
 
-from facelab.job import main
-from facelab.training.degrader import TrainDegraderConfig
-from facelab.training.job import train_and_register, training_plan
+from facelab.training.job import TRAIN_DEGRADER
 
 if __name__ == "__main__":
-    sys.exit(main("train_degrader", TrainDegraderConfig, train_and_register, training_plan))
+    sys.exit(TRAIN_DEGRADER.main())

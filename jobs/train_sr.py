@@ -6,9 +6,7 @@ python -m jobs.train_sr --model edsr --hr faces/hr --output outputs/edsr-bicubic
 
 import sys
 
-from facelab.job import main
-from facelab.training.job import train_and_register, training_plan
-from facelab.training.sr import TrainSRConfig
+from facelab.training.job import TRAIN_SR
 
 if __name__ == "__main__":
-    sys.exit(main("train_sr", TrainSRConfig, train_and_register, training_plan))
+    sys.exit(TRAIN_SR.main())

@@ -1,6 +1,7 @@
 """The paper's super-resolution network (§ 3.2, Fig. 1): global, then local attention residual blocks."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -10,6 +11,8 @@ from models.network import SRNetwork
 from models.recipe import Optimiser, Recipe
 from models.resize import upscale
 from models.upsampler import PixelShuffleUpsampler
+
+_MINI = {"attentive.channels": 32, "attentive.global_blocks": 4, "attentive.local_blocks": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,11 @@ class AttentiveSR(SRNetwork):
     mini_recipe = Recipe(
         max_steps=600, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75))
     )
+    presets: ClassVar = {
+        "mini": _MINI,
+        "demo": _MINI | {"attentive.global_blocks": 2, "attentive.local_blocks": 2, "attentive.window": 5},
+        "debug": _MINI | {"attentive.channels": 16, "attentive.global_blocks": 1, "attentive.local_blocks": 1},
+    }
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)
@@ -105,7 +113,7 @@ class AttentiveSR(SRNetwork):
         features = self.head(lr)
         return self.tail(self.upsampler(features + self.body(features))) + upscale(lr, self.scale)
 
-    def gammas(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, float]:
         """The learnt weight of each GA module (γ, the λ of Eq. 9): 0 means that the attention is not used."""
         modules = (module for module in self.body.modules() if isinstance(module, GlobalAttention))
         return {f"gamma/{i}": float(module.gamma.detach()) for i, module in enumerate(modules)}

@@ -6,7 +6,7 @@ followed from yoon28/unpaired_face_sr, whose author says that widths the paper l
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ _NOISE_SIDE = 64  # the noise's map has the side of the paper's sharp faces
 # 50 epochs, one update of D for one of G.
 _ADVERSARIAL = Adversarial(weight=0.05, loss="hinge")
 _OPTIMISER = Optimiser(beta1=0.0, beta2=0.9)
+_MINI = {"bulat.size": "mini"}
 
 
 class _Block(nn.Module):
@@ -77,6 +78,7 @@ class HighToLow(DegraderNetwork):
     mini_recipe = Recipe(
         epochs=100, max_steps=400, learning_rate=2e-4, ema_decay=0.0, optimiser=_OPTIMISER, adversarial=_ADVERSARIAL
     )
+    presets: ClassVar = {"debug": _MINI, "demo": _MINI, "mini": _MINI}
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)
@@ -137,6 +139,7 @@ class LowToHigh(SRNetwork):
         optimiser=_OPTIMISER,
         adversarial=_ADVERSARIAL,
     )
+    presets: ClassVar = {"debug": _MINI, "demo": _MINI, "mini": _MINI}
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

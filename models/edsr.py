@@ -1,7 +1,7 @@
 """EDSR: Lim et al., "Enhanced Deep Residual Networks for Single Image Super-Resolution" (arXiv 1707.02921)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from models.upsampler import PixelShuffleUpsampler
 # "mini" is ours, for machines where the published sizes take days; it is reported under its own name.
 _SIZES = {"mini": (4, 32, 1.0), "baseline": (16, 64, 1.0), "full": (32, 256, 0.1)}
 _DIV2K_MEAN = (0.4488, 0.4371, 0.4040)  # RGB mean of the paper's training set, in [0, 1]
+_MINI = {"edsr.size": "mini"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,7 @@ class EDSR(SRNetwork):
     mini_recipe = Recipe(
         max_steps=1200, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75))
     )
+    presets: ClassVar = {"debug": _MINI, "demo": _MINI, "mini": _MINI}
     mean: torch.Tensor
 
     def __init__(self, scale: int = 4, **options):

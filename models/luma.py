@@ -16,6 +16,7 @@ class LumaSR(SRNetwork):
     """(B, 3, h, w) -> (B, 3, scale·h, scale·w), both in [-1, 1], by a subclass's `sharpen` of Y."""
 
     scales = (2, 3, 4, 8)
+    on_luma = True
 
     def sharpen(self, y: torch.Tensor) -> torch.Tensor:
         """(B, 1, H, W) bicubic Y in [0, 1] -> the same, sharper."""

@@ -1,5 +1,6 @@
 """What every method's file declares, so that one loop trains them all and one builder builds them."""
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +25,8 @@ class Network(nn.Module):
     """How its authors trained it."""
     mini_recipe: ClassVar[Recipe]
     """Ours: minutes on two cores, for the reduced sizes."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Preset -> dotted options of the training job that it sets beside the recipe: the reduced sizes, first of all."""
     has_discriminator: ClassVar[bool] = False
     """Whether it can be trained adversarially."""
     scale: int
@@ -40,6 +43,10 @@ class Network(nn.Module):
         """What an optimiser takes; a method whose layers learn at different rates says so here."""
         return [{"params": list(self.parameters()), "lr": learning_rate}]
 
+    def diagnostics(self) -> dict[str, float]:
+        """Numbers of the network itself that are worth a curve beside those of its images."""
+        return {}
+
     def discriminator(self, size: int) -> nn.Module:
         """What tells real images of `size` px from this network's, (B, 3, size, size) -> (B,) logits.
 
@@ -51,6 +58,9 @@ class Network(nn.Module):
 
 class SRNetwork(Network):
     """(B, 3, h, w) -> (B, 3, scale·h, scale·w), both in [-1, 1]."""
+
+    on_luma: ClassVar[bool] = False
+    """Whether only Y is sharpened, so that a loss of colour would mean nothing."""
 
 
 class DegraderNetwork(Network):

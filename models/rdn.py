@@ -1,7 +1,7 @@
 """RDN: Zhang et al., "Residual Dense Network for Image Super-Resolution" (arXiv 1802.08797)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from models.upsampler import PixelShuffleUpsampler
 # D18C6, their code trains 16/8/64); B has 22,271,107 parameters at x4. "mini" is ours.
 _SIZES = {"mini": (4, 3, 16), "A": (20, 6, 32), "B": (16, 8, 64)}
 _FEATURES = {"mini": 32, "A": 64, "B": 64}  # G0
+_MINI = {"rdn.size": "mini"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class RDN(SRNetwork):
         pixel_loss="l1",
         optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8)),
     )
+    presets: ClassVar = {"debug": _MINI, "demo": _MINI, "mini": _MINI}
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

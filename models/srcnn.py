@@ -1,13 +1,15 @@
 """SRCNN: Dong et al., "Image Super-Resolution Using Deep Convolutional Networks" (arXiv 1501.00092)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 
 from models.luma import LumaSR
 from models.recipe import Optimiser, Recipe
+
+_MINI = {"srcnn.init": "he"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class SRCNN(LumaSR):
     )  # fmt: skip
     # Adam and He's initialisation, as in yjn870/SRCNN-pytorch: the paper's SGD does not get off the ground in minutes.
     mini_recipe = Recipe(max_steps=1000, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l2")
+    presets: ClassVar = {"debug": _MINI, "demo": _MINI, "mini": _MINI}
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

@@ -2,7 +2,7 @@
 (arXiv 1609.04802). Its generator, trained on the pixel loss alone, is SRResNet."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from models.recipe import Adversarial, Optimiser, Recipe
 
 _SIZES = {"mini": (4, 32), "paper": (16, 64)}  # (residual blocks, channels); paper: 1,549,462 parameters at x4
 _CRITIC_WIDTHS = (64, 64, 128, 128, 256, 256, 512, 512)  # Fig. 4, strides 1 and 2 in turn
+_MINI = {"srgan.size": "mini"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class SRGAN(SRNetwork):
         max_steps=900, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l2",
         optimiser=Optimiser(decay_at=(2 / 3,), decay=0.1), adversarial=Adversarial(weight=1e-3, pretrain=2 / 3),
     )  # fmt: skip
+    presets: ClassVar = {"debug": _MINI, "demo": _MINI, "mini": _MINI}
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

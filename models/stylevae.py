@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
@@ -146,6 +146,40 @@ class StyleVAE(DegraderNetwork):
     uses_style = True
     paper_recipe = Recipe(epochs=10, learning_rate=1e-4)  # § 4.1: Adam (0.9, 0.999), constant rate
     mini_recipe = Recipe(epochs=100, max_steps=400, learning_rate=1e-3, ema_decay=0.98)
+    presets: ClassVar = {
+        "debug": {
+            "stylevae.channels": 16,
+            "stylevae.style_dim": 8,
+            "stylevae.blocks": 1,
+            "perceptual.style_layers": ["block0", "block1"],
+            "perceptual.content_layers": ["block1"],
+        },
+        # β above α: at 16 px the content loss wins otherwise and y_LR is a bicubic image. λ1 and λ3 are small because
+        # here KL and MI come in nats beside losses below 1; at step 0 both are near 0 by construction, so no weight
+        # could make them comparable there.
+        "demo": {
+            "stylevae.channels": 48,
+            "stylevae.content_skip": True,
+            "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
+            "perceptual.content_layers": ["block3", "block6"],
+            "perceptual.match_colour": True,
+            "weights.lambda_kl": 3e-4,
+            "weights.lambda_mi": 1e-3,
+            "weights.alpha": 0.03,
+            "weights.beta": 1.0,
+        },
+        # The paper's network and losses at a size for two cores: no content_skip, no match_colour. λ1 is small as KL
+        # comes in nats beside losses below 1; with β = α, style and content both move.
+        "mini": {
+            "stylevae.channels": 48,
+            "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
+            "perceptual.content_layers": ["block1", "block3"],
+            "weights.lambda_kl": 1e-3,
+            "weights.beta": 1.0,
+        },
+        # λ = (0.01, 1, 0.1), α = 1, β = 0.1 (§ 4.1) are the defaults. Widths are ours.
+        "paper": {"stylevae.channels": 128, "stylevae.blocks": 6, "stylevae.style_dim": 64},
+    }
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

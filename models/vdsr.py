@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from models.luma import LumaSR
 from models.recipe import Optimiser, Recipe
+
+_MINI = {"vdsr.layers": 8, "vdsr.channels": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,7 @@ class VDSR(LumaSR):
         max_steps=500, learning_rate=0.1, ema_decay=0.98, pixel_loss="sse",
         optimiser=Optimiser(name="sgd", weight_decay=1e-4, decay_at=(0.25, 0.5, 0.75), decay=0.1, clip=1e-4),
     )  # fmt: skip
+    presets: ClassVar = {"mini": _MINI, "demo": _MINI, "debug": _MINI | {"vdsr.layers": 3}}
 
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)

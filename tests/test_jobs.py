@@ -1,5 +1,6 @@
 """Entry points as a user meets them: exit codes, one-line errors, the demo, real faces."""
 
+import dataclasses
 import json
 import os
 import re
@@ -10,19 +11,18 @@ import mlflow
 import pytest
 from conftest import ROOT, Notes
 from facelab.config import build, parse
-from facelab.data.prepare import PrepareConfig, prepare
+from facelab.data.prepare import PREPARE, PrepareConfig, prepare
 from facelab.data.tensors import load_pairs
-from facelab.evaluation.config import EvaluateConfig
-from facelab.experiments.demo import DemoConfig, run_demo
-from facelab.experiments.sweep import SweepConfig, sweep, trial_table
-from facelab.job import main, run_job
+from facelab.evaluation.run import EVALUATE
+from facelab.experiments.demo import DEMO, DemoConfig
+from facelab.experiments.sweep import SWEEP, SweepConfig, trial_table
 from facelab.metrics import degradation_distances
-from facelab.reports.report import ReportConfig
-from facelab.samples.sets import SampleFacesConfig, make_sample_sets
-from facelab.synthesis.job import Degrader, SynthesizeConfig, synthesize
+from facelab.reports.report import REPORT
+from facelab.samples.sets import SAMPLE_FACES, SampleFacesConfig, make_sample_sets
+from facelab.synthesis.job import SYNTHESIZE, SynthesizeConfig, load_degrader
 from facelab.training.degrader import TrainDegraderConfig
-from facelab.training.sr import TrainSRConfig
-from facelab.training.worker import run_training
+from facelab.training.job import TRAIN_DEGRADER, TRAIN_SR
+from facelab.training.launch import run_training
 
 from models.resize import resize
 
@@ -31,21 +31,25 @@ def run(job: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", f"jobs.{job}", *arguments], capture_output=True, text=True, cwd=ROOT)
 
 
-CONFIGS = [
-    PrepareConfig, SampleFacesConfig, TrainDegraderConfig, SynthesizeConfig, TrainSRConfig, EvaluateConfig, SweepConfig,
-    DemoConfig, ReportConfig,
-]  # fmt: skip
+JOBS = [PREPARE, SAMPLE_FACES, TRAIN_DEGRADER, SYNTHESIZE, TRAIN_SR, EVALUATE, SWEEP, DEMO, REPORT]
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_help_explains_every_option(config, capsys):
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
+def test_help_explains_every_option(job, capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(config, ["--help"], "job")
+        parse(job.config, ["--help"], "job")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for name, field in config.model_fields.items():
+    for name, field in job.config.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
         assert field.description, name
+
+
+def test_every_job_has_an_entry_point_of_its_name():
+    """jobs/NAME.py runs the job NAME, and there is no other."""
+    assert {file.stem for file in (ROOT / "jobs").glob("*.py")} - {"__init__"} == {job.name for job in JOBS}
+    for job in JOBS:
+        assert f"sys.exit({job.name.upper()}.main())" in (ROOT / "jobs" / f"{job.name}.py").read_text()
 
 
 def test_wrong_input_is_exit_2_and_one_line(tmp_path):
@@ -60,7 +64,7 @@ def test_wrong_input_found_by_a_ray_task_is_exit_2_and_one_line(ray_local, tmp_p
     shard = next((tmp_path / "hr").glob("part-*.parquet"))
     shard.write_bytes(shard.read_bytes()[:1000])
     arguments = ["--hr", str(tmp_path / "hr"), "--degrader", "bicubic", "--output", str(tmp_path / "out")]
-    assert main("synthesize", SynthesizeConfig, lambda c, r: synthesize(c), lambda c: "", arguments) == 2
+    assert SYNTHESIZE.main(arguments) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith(("error", "Traceback"))]
     assert len(said) == 1
     assert "damaged shard" in said[0]
@@ -70,14 +74,13 @@ def test_failure_is_exit_1(tmp_path, capsys):
     def fail(config, run):
         raise RuntimeError("disk on fire")
 
-    code = main("demo", DemoConfig, fail, lambda c: "", ["--output", str(tmp_path)])
-    assert code == 1
+    assert dataclasses.replace(DEMO, work=fail).main(["--output", str(tmp_path)]) == 1
     assert "jobs.demo failed: disk on fire" in capsys.readouterr().err
 
 
 def test_unreachable_tracker_is_exit_2(tmp_path, capsys):
     arguments = ["--output", str(tmp_path), "--tracking-uri", "http://me:secret@127.0.0.1:9"]
-    assert main("demo", DemoConfig, lambda c, r: {}, lambda c: "", arguments) == 2
+    assert DEMO.main(arguments) == 2
     error = capsys.readouterr().err
     assert "cannot be reached" in error
     assert "secret" not in error
@@ -90,10 +93,12 @@ def test_demo_end_to_end(ray_local, tmp_path, monkeypatch):
         preset="debug",
         output=str(tmp_path),
     )
-    summary = run_job("demo", config, lambda c, r: run_demo(c, r))
-    for kind in ("learnt", "bicubic", "floor"):
-        assert summary[f"degradation_distance_{kind}"] >= 0
-        assert f"highpass_kurtosis_distance_{kind}" in summary
+    summary = DEMO.run(config)
+    truth, learnt = load_pairs(str(tmp_path / "faces" / "test")), load_pairs(str(tmp_path / "test_pairs"))
+    for kind, images in (("learnt", learnt.lr), ("bicubic", resize(truth.hr, 16))):
+        expected = degradation_distances(images, truth.lr)
+        assert {name: summary[f"{name}_{kind}"] for name in expected} == pytest.approx(expected)
+    assert summary["degradation_distance_floor"] < summary["degradation_distance_bicubic"]
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/png;base64") >= 10
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # self-contained
@@ -103,12 +108,12 @@ def test_demo_end_to_end(ray_local, tmp_path, monkeypatch):
     # Again, as if it had been interrupted in a training: that goes on, what came before stays.
     (tmp_path / "attentive-s" / "summary.json").unlink()
     before = (tmp_path / "pairs" / "summary.json").stat().st_mtime_ns
-    again = run_job("demo", config, lambda c, r: run_demo(c, r))
+    again = DEMO.run(config)
     kept = [name for name in summary if not name.startswith(("seconds", "mlflow"))]
     assert [again[name] for name in kept] == [summary[name] for name in kept]
     assert (tmp_path / "pairs" / "summary.json").stat().st_mtime_ns == before
     # Other settings: nothing of the earlier demo is taken for this one's.
-    other = run_job("demo", config.model_copy(update={"seed": 5}), lambda c, r: run_demo(c, r))
+    other = DEMO.run(config.model_copy(update={"seed": 5}))
     assert all(other[name] != summary[name] for name in summary if name.startswith("degradation"))
 
 
@@ -117,7 +122,7 @@ def test_sweep_nests_its_trials(ray_local, tmp_path, hr_folder, lr_folder):
     config = build(
         SweepConfig, **base, lr=str(lr_folder), space="weights", samples=2, max_steps=4, early_stopping=False
     )
-    summary = run_job("sweep", config, lambda c, r: sweep(c, r))
+    summary = SWEEP.run(config)
     assert (summary["n_trials"], summary["n_failed"]) == (2, 0)
     client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("facelab")
@@ -136,7 +141,7 @@ def test_sweep_with_ray_train_workers_does_not_deadlock(ray_local, tmp_path, hr_
         SweepConfig, preset="debug", hr=str(hr_folder), lr=str(lr_folder), output=str(tmp_path), samples=3,
         max_steps=28, grace_steps=14, reduction=4, workers=1,
     )  # fmt: skip
-    summary = run_job("sweep", config, lambda c, r: sweep(c, r))
+    summary = SWEEP.run(config)
     assert (summary["n_trials"], summary["n_failed"]) == (3, 0)
     assert summary["n_stopped_early"] > 0
 
@@ -151,7 +156,7 @@ def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local
     training = build(TrainDegraderConfig, preset="demo", hr=hr, lr=lr, output=str(tmp_path / "stylevae"))
     run_training(training, Notes)
     truth = load_pairs(test)
-    degrader = Degrader.load(build(SynthesizeConfig, hr=hr, lr=lr, degrader=training.output, output=str(tmp_path)))
+    degrader = load_degrader(build(SynthesizeConfig, hr=hr, lr=lr, degrader=training.output, output=str(tmp_path)))
     learnt, _ = degrader.degrade(truth.hr, truth.hr_ids, 0)
     distance = {
         name: degradation_distances(images, truth.lr)["degradation_distance"]
@@ -184,7 +189,7 @@ def test_real_faces(ray_local, tmp_path, real_faces):
         lr=str(real_faces / "lr_wider" / "train"), test=str(real_faces / "lfw" / "test"),
         real=str(real_faces / "lr_wider" / "test"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip
-    summary = run_job("demo", config, lambda c, r: run_demo(c, r))
+    summary = DEMO.run(config)
     assert (summary["n_test"], summary["n_real"]) == (70, 137)
     # paper-notes: D of bicubic LR to real LR 0.132, of real to real 0.028, on a split of its own.
     assert 0.08 < summary["degradation_distance_bicubic"] < 0.2

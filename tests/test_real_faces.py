@@ -9,8 +9,8 @@ from facelab.config import build
 from facelab.data.tensors import load_faces
 from facelab.metrics import psnr
 from facelab.training.degrader import TrainDegraderConfig
+from facelab.training.launch import run_training
 from facelab.training.sr import TrainSRConfig
-from facelab.training.worker import run_training
 
 from models.resize import resize
 

@@ -5,11 +5,12 @@ import torch
 from facelab.config import build
 from facelab.data import shards
 from facelab.data.prepare import PrepareConfig, prepare
+from facelab.data.source import find
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import evaluate
-from facelab.synthesis.job import Degrader, SynthesizeConfig, synthesize
+from facelab.synthesis.job import SynthesizeConfig, load_degrader, synthesize
 from facelab.trained import store
 
 from models import StyleVAE, build_degrader
@@ -38,7 +39,7 @@ def config(hr, lr, degrader, out, **values) -> SynthesizeConfig:
 
 
 def rows(uri) -> dict[str, dict]:
-    return {row["id"]: row for row in shards.read_rows(str(uri), shards.PAIR_SCHEMA.names)}
+    return {row["id"]: row for row in find(str(uri), "pairs").read(shards.PAIR_SCHEMA.names)}
 
 
 def test_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_shards, lr_folder, degrader):
@@ -64,7 +65,7 @@ def test_folder_and_shards_give_the_same_pairs(ray_local, tmp_path, hr_folder, h
 
 
 def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_path):
-    d = Degrader.load(config(hr_folder, lr_folder, degrader, tmp_path))
+    d = load_degrader(config(hr_folder, lr_folder, degrader, tmp_path))
     faces = load_faces(str(hr_folder), 64)
     hr, digests = faces.images[:10], faces.digests[:10]
     whole, _ = d.degrade(hr, digests, 0)
@@ -83,7 +84,7 @@ def test_classical_and_high_to_low_need_no_style_bank(hr_folder, tmp_path):
     faces = load_faces(str(hr_folder), 64)
     hr, digests = faces.images[:6], faces.digests[:6]
     for name in ("classical", place):
-        d = Degrader.load(config(hr_folder, None, name, tmp_path))
+        d = load_degrader(config(hr_folder, None, name, tmp_path))
         assert d.style_mode == "none"
         assert d.name == "classical" or d.name.startswith("bulat@")
         (whole, ids), (other, _) = d.degrade(hr, digests, 0), d.degrade(hr, digests, 1)

@@ -11,8 +11,6 @@ import ray.data
 
 from facelab.errors import UsageError
 
-READER_CPUS = 0.25
-"""Of a task that reads for model actors: a whole CPU would never be free beside actors that fill a small machine."""
 _WORKING_FOLDER = os.getcwd()
 
 _QUIET = {
@@ -46,18 +44,29 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         _return_to_working_folder()
 
 
-def require_room(actors: int, cpus_per_actor: float) -> None:
-    """Refuse a pool of actors that would wait for ever on a machine that cannot grow.
+def room() -> dict[str, float]:
+    """CPUs, GPUs and other resources of the Ray that is connected."""
+    return dict(ray.cluster_resources())
+
+
+def require_room(what: str, wanted: dict[str, float], lower: str) -> None:
+    """Refuse what would wait for ever on a machine that cannot grow; a cluster, named by RAY_ADDRESS, still may.
+
+    Args:
+        what: the sentence's subject and verb, such as "--workers 4 needs".
+        wanted: resource -> amount.
+        lower: the options that ask for less.
 
     Raises:
-        UsageError: it and a reader need more CPUs than there are.
+        UsageError: there is less.
     """
-    needed, has = actors * cpus_per_actor + READER_CPUS, ray.cluster_resources().get("CPU", 0)
-    if needed > has and "RAY_ADDRESS" not in os.environ:
-        raise UsageError(
-            f"--actors {actors} of --cpus-per-actor {cpus_per_actor:g} and a reader need {needed:g} CPUs, but this "
-            f"machine has {has:g}: lower one of them, or set RAY_ADDRESS to a cluster"
-        )
+    has = room()
+    for name, amount in wanted.items():
+        if has.get(name, 0) < amount and "RAY_ADDRESS" not in os.environ:
+            raise UsageError(
+                f"{what} {amount:g} {name}s, but this machine has {has.get(name, 0):g}: lower {lower}, or set "
+                "RAY_ADDRESS to a cluster"
+            )
 
 
 def _return_to_working_folder() -> None:

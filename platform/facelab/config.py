@@ -107,6 +107,26 @@ class JobConfig(Config):
         return Path("outputs/mlflow.db").absolute()
 
 
+class SizedConfig(JobConfig):
+    """A job on sharp faces of one size and their LR."""
+
+    scale: int = Field(default=4, ge=2)
+    """LR side = hr_size / scale."""
+    hr_size: int = Field(default=64, ge=16)
+    """Side of the sharp faces, px; a multiple of scale."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Self:
+        if self.hr_size % self.scale:
+            raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
+        return self
+
+    @property
+    def lr_size(self) -> int:
+        """Side of the low-resolution faces, px."""
+        return self.hr_size // self.scale
+
+
 J = TypeVar("J", bound=JobConfig)
 
 

@@ -1,56 +1,76 @@
-"""What every entry point does around its work: parse, dry run, one MLflow run, config.yaml, summary.json, exit code."""
+"""A job: what `python -m jobs.NAME` does, as a value. Around its work: parse, dry run, one MLflow run, config.yaml,
+summary.json, exit code."""
 
 import json
 import math
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from facelab import storage
 from facelab.config import JobConfig, parse, to_yaml, without_secret
 from facelab.errors import UsageError
 
-# tracking is loaded when a run begins: MLflow takes seconds to import, and wrong options should be told at once.
+if TYPE_CHECKING:
+    from facelab.tracking.runs import JobRun
 
 C = TypeVar("C", bound=JobConfig)
 
 DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
 
-def main(
-    name: str,
-    config_type: type[C],
-    work: Callable[[C, Any], dict[str, Any]],
-    plan: Callable[[C], str],
-    argv: list[str] | None = None,
-) -> int:
-    """Run a job from its command line; returns the exit code.
+@dataclass(frozen=True)
+class Job(Generic[C]):
+    """Something that can be run by itself, by the demo, or as the trial of a sweep."""
 
-    Args:
-        work: (config, run) -> summary of final numbers; `run` is a tracking.JobRun.
-        plan: what --dry-run says would be done.
-    """
-    try:
-        config = parse(config_type, sys.argv[1:] if argv is None else argv, f"jobs.{name}")
-        if config.dry_run:
-            print(to_yaml(config) + f"# plan: {plan(config)}")
-            return DONE
-        summary = run_job(name, config, work)
-    except KeyboardInterrupt:
-        print(f"jobs.{name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:  # the one place where every error ends
-        if (usage := _usage_error(error)) is not None:
-            print(f"error: {without_secret(str(usage).splitlines()[0])}", file=sys.stderr)  # Ray appends advice
-            return UNUSABLE
-        print(without_secret(traceback.format_exc()), file=sys.stderr)
-        print(f"error: jobs.{name} failed: {without_secret(str(error))}", file=sys.stderr)
-        return FAILED
-    for key, value in summary.items():
-        print(f"{key:32} {value:.6g}" if isinstance(value, float) else f"{key:32} {value}")
-    print(f"{'written to':32} {config.output}")
-    return DONE
+    name: str
+    config: type[C]
+    work: Callable[[C, "JobRun"], dict[str, Any]]
+    """-> summary of final numbers."""
+    plan: Callable[[C], str]
+    """What --dry-run says would be done."""
+
+    def main(self, argv: list[str] | None = None) -> int:
+        """Run from the command line; returns the exit code."""
+        try:
+            config = parse(self.config, sys.argv[1:] if argv is None else argv, f"jobs.{self.name}")
+            if config.dry_run:
+                print(to_yaml(config) + f"# plan: {self.plan(config)}")
+                return DONE
+            summary = self.run(config)
+        except KeyboardInterrupt:
+            print(f"jobs.{self.name}: interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:  # the one place where every error ends
+            if (usage := _usage_error(error)) is not None:
+                print(f"error: {without_secret(str(usage).splitlines()[0])}", file=sys.stderr)  # Ray appends advice
+                return UNUSABLE
+            print(without_secret(traceback.format_exc()), file=sys.stderr)
+            print(f"error: jobs.{self.name} failed: {without_secret(str(error))}", file=sys.stderr)
+            return FAILED
+        for key, value in summary.items():
+            print(f"{key:32} {value:.6g}" if isinstance(value, float) else f"{key:32} {value}")
+        print(f"{'written to':32} {config.output}")
+        return DONE
+
+    def run(self, config: C, parent: str | None = None) -> dict[str, Any]:
+        """Run as one MLflow run, nested below `parent`; returns what summary.json holds."""
+        from facelab.tracking.runs import job_run  # MLflow takes seconds to import: wrong options are told before
+
+        config.check_output()
+        with job_run(self.name, config, parent) as run:
+            storage.delete(storage.join(config.output, "summary.json"))  # of an earlier run, which this one replaces
+            storage.write_text(storage.join(config.output, "config.yaml"), to_yaml(config))
+            summary = self.work(config, run) | {"mlflow_run_id": run.id}
+            run.summary(summary)
+            # JSON knows no infinity, which is the PSNR of equal images.
+            plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
+            text = json.dumps(plain, indent=2)
+            run.text(text, "summary.json")
+            storage.write_text(storage.join(config.output, "summary.json"), text)
+        return summary
 
 
 def _usage_error(error: BaseException | None) -> UsageError | None:
@@ -63,23 +83,3 @@ def _usage_error(error: BaseException | None) -> UsageError | None:
         else:
             error = error.__cause__
     return None
-
-
-def run_job(
-    name: str, config: C, work: Callable[[C, Any], dict[str, Any]], parent: str | None = None
-) -> dict[str, Any]:
-    """One job as one MLflow run, nested below `parent`; returns what summary.json holds."""
-    from facelab.tracking.runs import job_run
-
-    config.check_output()
-    with job_run(name, config, parent) as run:
-        storage.delete(storage.join(config.output, "summary.json"))  # of an earlier run, which this one replaces
-        storage.write_text(storage.join(config.output, "config.yaml"), to_yaml(config))
-        summary = work(config, run) | {"mlflow_run_id": run.id}
-        run.summary(summary)
-        # JSON knows no infinity, which is the PSNR of equal images.
-        plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
-        text = json.dumps(plain, indent=2)
-        run.text(text, "summary.json")
-        storage.write_text(storage.join(config.output, "summary.json"), text)
-    return summary

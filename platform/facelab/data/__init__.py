@@ -1,0 +1,1 @@
+"""Faces on their way from storage to tensors."""

@@ -1,12 +1,17 @@
-"""Parquet shard sets: schemas of face and pair shards, atomic writes, manifest last, hash of the rows alone."""
+"""Parquet shard sets: the schemas of face and pair shards; a shard and its receipt; the manifest, last of all."""
 
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,11 +42,21 @@ PAIR_SCHEMA = pa.schema(
         ("style_bank", pa.string()),
         ("seed", pa.int64()),
         ("model", pa.string()),
+        ("split", pa.string()),
     ]
 )
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
 VALIDATION_SHARE = 0.1
+
+T = TypeVar("T")
+
+
+def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` values each, the last perhaps of fewer."""
+    left = iter(values)
+    while chunk := list(islice(left, size)):
+        yield chunk
 
 
 def split_of(identifier: str) -> str:
@@ -74,37 +89,96 @@ class RowHash:
 
 
 @dataclass(frozen=True)
-class ShardSummary:
-    """What writing one shard reports."""
+class Receipt:
+    """That a unit of work is done: written after its shard, never without it. Receipts alone make a set."""
 
+    unit: str
+    """Name of the unit; of its shard, too."""
     rows: int
     row_hash: str
-    """RowHash of the shard's rows, hex."""
+    """RowHash of the rows, hex."""
+    sha256: str
+    """Of the shard's bytes; empty where no row was usable, and there is no shard."""
+    rejected: list[dict[str, str]]
+    """Rows of REJECTED_SCHEMA."""
 
 
-def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    """Rows as one Parquet file, atomically."""
+def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> str:
+    """Rows as one Parquet file, atomically; returns the SHA-256 of its bytes."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
     storage.write_bytes(uri, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
 
 
-def write_shard(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> ShardSummary:
-    """Write rows as one Parquet file below `uri`, atomically, named by a hash of its ids.
-
-    A retried task writes the same file again, not a second one.
-    """
-    name = hashlib.sha256("\n".join(row["id"] for row in rows).encode()).hexdigest()[:20]
+def commit(
+    uri: str, unit: str, rows: list[dict[str, Any]], rejected: list[dict[str, str]], schema: pa.Schema
+) -> Receipt:
+    """Write a unit's shard below `uri`, then its receipt, each atomically. Done again, it writes the same files."""
     row_hash = RowHash()
     for row in rows:
-        row_hash.add(row)
-    write_table(storage.join(uri, f"part-{name}.parquet"), rows, schema)
-    return ShardSummary(len(rows), row_hash.hexdigest())
+        row_hash.add(_content(row))
+    digest = write_table(storage.join(uri, f"part-{unit}.parquet"), rows, schema) if rows else ""
+    receipt = Receipt(unit, len(rows), row_hash.hexdigest(), digest, rejected)
+    storage.write_text(_receipt_uri(uri, unit), json.dumps(vars(receipt)))
+    return receipt
 
 
-def write_rejected(uri: str, rejected: list[dict[str, str]]) -> None:
+def _content(row: dict[str, Any]) -> dict[str, Any]:
+    """What a row's hash is taken of: all of it, but not a pair's split where that is the rule's. So sets from before
+    pairs had a split, which was the rule's, keep their hash."""
+    by_rule = "hr_id" in row and row.get("split") == split_of(row["hr_id"])
+    return {key: value for key, value in row.items() if not (by_rule and key == "split")}
+
+
+def _receipt_uri(uri: str, unit: str) -> str:
+    return storage.join(uri, "receipts", f"{unit}.json")
+
+
+def read_receipts(uri: str, units: Iterable[str]) -> Iterator[Receipt]:
+    """The receipts of units, in their order.
+
+    Raises:
+        UsageError: one is missing.
+    """
+    with ThreadPoolExecutor(16) as pool:
+        for data in pool.map(lambda unit: storage.read_bytes(_receipt_uri(uri, unit)), units):
+            yield Receipt(**json.loads(data))
+
+
+def write_rejected(uri: str, rejected: Iterable[dict[str, str]]) -> None:
     """`uri`/rejected.parquet: rows of REJECTED_SCHEMA, the files that were set aside and why."""
-    write_table(storage.join(uri, "rejected.parquet"), rejected, REJECTED_SCHEMA)
+    with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
+        file = Path(folder) / "rejected.parquet"
+        with pq.ParquetWriter(file, REJECTED_SCHEMA, compression="zstd") as writer:
+            for part in chunks(rejected, 10_000):
+                writer.write_table(pa.Table.from_pylist(part, schema=REJECTED_SCHEMA))
+        storage.upload(file, storage.join(uri, "rejected.parquet"))
+
+
+@dataclass
+class Totals:
+    """What the receipts of a set add up to."""
+
+    rows: int = 0
+    row_hash: RowHash = field(default_factory=RowHash)
+    rejected: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Kind of a rejection -> how many."""
+    first: str = ""
+    """One rejected row and why."""
+
+    @classmethod
+    def of(cls, receipts: Iterable[Receipt]) -> "Totals":
+        totals = cls()
+        for receipt in receipts:
+            totals.rows += receipt.rows
+            totals.row_hash += RowHash(int(receipt.row_hash, 16))
+            totals.rejected += len(receipt.rejected)
+            totals.reasons.update(row["reason"].split(":")[0] for row in receipt.rejected)
+            if receipt.rejected and not totals.first:
+                totals.first = f"{receipt.rejected[0]['id']}: {receipt.rejected[0]['reason']}"
+        return totals
 
 
 @dataclass(frozen=True)
@@ -133,15 +207,14 @@ def start_set(uri: str, overwrite: bool = False) -> None:
     for name, leftover in storage.list_files(uri, (".parquet",)):
         if re.fullmatch(r"part-[0-9a-f]{20}\.parquet|rejected\.parquet", name):  # ours, nothing else of the user's
             storage.delete(leftover)
+    for name, leftover in storage.list_files(storage.join(uri, "receipts"), (".json",)):
+        if re.fullmatch(r"[0-9a-f]{20}\.json", name):
+            storage.delete(leftover)
 
 
-def finish_set(uri: str, kind: str, summaries: Iterable[ShardSummary], details: dict[str, Any]) -> Manifest:
+def finish_set(uri: str, kind: str, totals: Totals, details: dict[str, Any]) -> Manifest:
     """Write manifest.json, last of all."""
-    rows, row_hash = 0, RowHash()
-    for summary in summaries:
-        rows += summary.rows
-        row_hash = row_hash + RowHash(int(summary.row_hash, 16))
-    manifest = Manifest(kind, rows, row_hash.hexdigest(), details)
+    manifest = Manifest(kind, totals.rows, totals.row_hash.hexdigest(), details)
     storage.write_text(storage.join(uri, "manifest.json"), json.dumps(vars(manifest), indent=2))
     return manifest
 
@@ -170,15 +243,15 @@ def shard_uris(uri: str) -> list[str]:
     return [found for name, found in storage.list_files(uri, (".parquet",)) if name.startswith("part-")]
 
 
-def read_shard(uri: str, columns: list[str]) -> list[dict[str, Any]]:
-    """The rows of one shard.
+def read_shard(uri: str, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of one shard. A split, which pairs of earlier versions lack, may be missing.
 
     Raises:
-        UsageError: it cannot be read, or lacks a column.
+        UsageError: it cannot be read, or lacks another column.
     """
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-        return table.select(columns).to_pylist()
+        return table.select([c for c in columns if c != "split" or c in table.column_names]).to_pylist()
     except KeyError as error:
         raise UsageError(f"{uri}: no column {error}: not the kind of shards that is wanted here") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -205,19 +278,3 @@ def require_rows(uri: str, kind: str, found: int, expected: int) -> None:
     """
     if found != expected:
         raise UsageError(f"{uri}: {found} {kind} where the manifest counts {expected}: write the set again")
-
-
-def read_rows(uri: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Every row of a finished set, shard by shard.
-
-    Raises:
-        UsageError: as for `read_shard`, or, at the end, when rows are missing.
-    """
-    count = 0
-    for shard in shard_uris(uri):
-        rows = read_shard(shard, columns)
-        count += len(rows)
-        yield from rows
-    manifest = read_manifest(uri)
-    if manifest is not None:
-        require_rows(uri, manifest.kind, count, manifest.rows)

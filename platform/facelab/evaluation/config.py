@@ -4,7 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelab.config import JobConfig, Uri, model_uri
+from facelab.config import SizedConfig, Uri, model_uri
+from facelab.data.work import ActorConfig
 from facelab.metrics.features import FeatureConfig
 from facelab.metrics.identity import IdentityConfig
 from facelab.metrics.no_reference import BrisqueConfig
@@ -12,7 +13,7 @@ from facelab.metrics.perceptual import LpipsConfig
 from facelab.trained.apply import MICRO_BATCH
 
 
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(SizedConfig, ActorConfig):
     """Measure a super-resolution model, or finished images of any tool, on faces with truth (--test) and on real ones
     without (--real)."""
 
@@ -55,10 +56,6 @@ class EvaluateConfig(JobConfig):
     actors: int = Field(default=1, ge=0)
     """Model actors on Ray Data; the numbers do not depend on how many. 0 measures in the process itself, on all its
     threads, which may round a pixel otherwise."""
-    cpus_per_actor: float = Field(default=0.5, gt=0)
-    """CPUs reserved per actor; below 1, several share a core."""
-    gpus_per_actor: float = Field(default=0, ge=0)
-    """GPUs reserved per actor; may be a fraction."""
     batch_size: int = Field(default=64, ge=1)
     """Images handed to an actor at a time; the numbers do not depend on it."""
     max_rejected: float = Field(default=0.1, ge=0, le=1)
@@ -76,6 +73,4 @@ class EvaluateConfig(JobConfig):
             raise ValueError("--real and --reference go together")
         if self.test is None and self.real is None:
             raise ValueError("give --test, or --real and --reference")
-        if self.hr_size % self.scale:
-            raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
         return self

@@ -1,20 +1,24 @@
 """The images of an evaluation as one stream of rows: test faces with truth, real faces, reference faces."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from facelab.data import shards
-from facelab.data.tensors import image_files, is_shard_set, read_face
+from facelab.data.source import Item, Source, Unit, find, read
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
-from facelab.images import BadImage
 from facelab.seeding import seed_for
 
-Item = dict[str, str]
-"""A file or a shard of some role: what one reading task is told."""
+
+@dataclass(frozen=True)
+class RoleUnit(Unit):
+    """A part of an input, and what an evaluation takes it for."""
+
+    role: str
+    """test, real or reference."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +27,37 @@ class ImageSet:
 
     role: str
     """test, real or reference."""
-    uri: str
-    kind: str
-    """folder, faces or pairs."""
-    items: list[Item]
-    rows: int
-    """Files, or rows by the manifest."""
+    source: Source
+
+    @property
+    def uri(self) -> str:
+        return self.source.uri
+
+    @property
+    def kind(self) -> str:
+        """folder, faces or pairs."""
+        return self.source.kind
+
+    @property
+    def rows(self) -> int:
+        """Files, or rows by the manifest."""
+        return self.source.rows
 
     @property
     def lr_kind(self) -> str:
         """Where the low-resolution images come from."""
         return "real" if self.role == "real" else "pairs" if self.kind == "pairs" else "bicubic"
 
+    def unit(self, items: Sequence[Item]) -> RoleUnit:
+        return RoleUnit(self.uri, self.kind, tuple(items), self.role)
+
+    def units(self, images: int) -> list[RoleUnit]:
+        """Each shard, or so many images."""
+        return [self.unit(unit.items) for unit in self.source.units(images)]
+
     def ids(self) -> Iterator[str]:
         """Ids of all rows, without fetching their images."""
-        for item in self.items:
-            yield from [item["name"]] if self.kind == "folder" else shards.read_column(item["uri"], "id")
+        return self.source.ids()
 
     def faces(self) -> Iterator[str]:
         """One id for each face, of its first variant."""
@@ -56,40 +75,21 @@ def image_sets(config: EvaluateConfig) -> dict[str, ImageSet]:
 
 
 def _image_set(role: str, uri: str) -> ImageSet:
-    manifest = shards.read_manifest(uri)
-    kind = "pairs" if role == "test" and manifest and manifest.kind == "pairs" else "faces"
-    if is_shard_set(uri, kind):
-        assert manifest is not None
-        files = [("", place) for place in shards.shard_uris(uri)]
-        rows = manifest.rows
-        if not rows:
-            raise UsageError(f"{uri}: an empty set of {kind}")
-    else:
-        kind, files = "folder", image_files(uri)
-        rows = len(files)
-    items = [{"role": role, "kind": kind, "source": uri, "name": name, "uri": place} for name, place in files]
-    return ImageSet(role, uri, kind, items, rows)
+    source = find(uri, *(("faces", "pairs") if role == "test" else ("faces",)))
+    if not source.rows:
+        raise UsageError(f"{uri}: an empty set of {source.kind}")
+    return ImageSet(role, source)
 
 
-def read_rows(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
+def read_rows(unit: RoleUnit) -> Iterator[dict[str, Any]]:
     """Rows of role, id, hr and lr (encoded, empty where there is none), rejected (the reason, else empty)."""
-    for item in items:
-        if item["kind"] == "pairs":
-            found = shards.read_shard(item["uri"], ["id", "hr", "lr"])
-        elif item["kind"] == "faces":
-            found = [_face(item["role"], row) for row in shards.read_shard(item["uri"], ["id", "image"])]
-        else:
-            try:
-                found = [_face(item["role"], read_face(item["name"], item["uri"], item["source"]))]
-            except BadImage as error:
-                found = [{"id": item["name"], "hr": b"", "lr": b"", "rejected": str(error)}]
-        for row in found:
-            yield {"role": item["role"], "rejected": ""} | row
-
-
-def _face(role: str, row: dict[str, Any]) -> dict[str, Any]:
-    image, none = row["image"], b""
-    return {"id": row["id"], "hr": none if role == "real" else image, "lr": image if role == "real" else none}
+    for row in read(unit, ("id", "hr", "lr") if unit.kind == "pairs" else ("id", "image")):
+        if unit.kind == "pairs":
+            images = {"hr": row["hr"], "lr": row["lr"]}
+        else:  # the image is low-resolution itself, or its LR is made of it
+            image, none = row["image"] or b"", b""
+            images = {"hr": none, "lr": image} if unit.role == "real" else {"hr": image, "lr": none}
+        yield {"role": unit.role, "id": row["id"], **images, "rejected": row["rejected"]}
 
 
 def face_of(kind: str, identifier: str) -> str:

@@ -4,33 +4,30 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import ray
-import ray.data
 import torch
 from tqdm import tqdm
 
 from facelab import storage
-from facelab.cluster import READER_CPUS, ray_session, require_room
-from facelab.data import shards
+from facelab.data.shards import chunks, write_rejected, write_table
+from facelab.data.work import stream
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Face, Measure
-from facelab.evaluation.rows import ImageSet, Item, draw_key, image_sets, read_rows
+from facelab.evaluation.rows import ImageSet, draw_key, image_sets, read_rows
 from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
 from facelab.images import BadImage, encode_png, grid
+from facelab.job import Job
 from models.resize import resize
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from facelab.tracking.runs import JobRun
 
 _EXAMPLES = 12
-_FILES_PER_TASK = 256
+_MOST_FILES_PER_TASK = 256
 _ARTIFACTS = ("per_image.parquet", "examples.parquet", "protocol.json", "grid.png", "real.png", "rejected.parquet")
 EXAMPLE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("role", "id")] + [(n, pa.binary()) for n in ("lr", "sr", "hr")]
@@ -38,8 +35,8 @@ EXAMPLE_SCHEMA = pa.schema(
 
 
 def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
-    """Run the job; its tables and pictures also go to its MLflow run."""
-    summary = evaluate(config)
+    """Do the job; its tables and pictures also go to its MLflow run, which resolves a models:/ URI."""
+    summary = evaluate(config.model_copy(update={"model": run.model_folder(config.model)}))
     for name in _ARTIFACTS:
         if storage.exists(place := storage.join(config.output, name)):
             with storage.local_copy(place) as file:
@@ -70,7 +67,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 tally.add(batch)
                 progress.update(len(batch["id"]))
         if rejected := [row for rows in tally.rejected.values() for row in rows]:
-            shards.write_rejected(config.output, rejected)
+            write_rejected(config.output, rejected)
         summary, protocols = tally.finish()
         storage.upload(table, storage.join(config.output, "per_image.parquet"))
     storage.write_text(storage.join(config.output, "protocol.json"), json.dumps(protocols, indent=2))
@@ -81,60 +78,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _measured(config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]) -> Iterator[dict[str, Any]]:
     """The batches of all sets, in the order of their items."""
-    if not config.actors:
-        items = [item for images in sets.values() for item in images.items]
-        measure.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        rows = read_rows(items)
-        while chunk := list(islice(rows, config.batch_size)):
-            yield measure({key: [row[key] for row in chunk] for key in chunk[0]})
+    if config.actors:
+        units = [unit for images in sets.values() for unit in images.units(_files_per_task(images, config.actors))]
+        yield from stream(units, read_rows, measure, config, config.batch_size)
         return
-    with ray_session():
-        require_room(config.actors, config.cpus_per_actor)
-        yield from _measured_by_actors(config, measure, sets)
+    measure.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    rows = (row for images in sets.values() for unit in images.units(1) for row in read_rows(unit))
+    for chunk in chunks(rows, config.batch_size):
+        yield measure({key: [row[key] for row in chunk] for key in chunk[0]})
 
 
-def _measured_by_actors(
-    config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]
-) -> Iterator[dict[str, Any]]:
-    tasks = [{"items": json.dumps(part)} for images in sets.values() for part in _tasks(images, config.actors)]
-    dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-    dataset.context.execution_options.preserve_order = True
-    results = dataset.map_batches(_read, batch_size=1, num_cpus=READER_CPUS).map_batches(  # pyrefly: ignore
-        MeasureActor,
-        batch_size=config.batch_size,
-        compute=ray.data.ActorPoolStrategy(size=config.actors),
-        num_cpus=config.cpus_per_actor,
-        num_gpus=config.gpus_per_actor,
-        fn_constructor_args=(ray.put(measure),),  # read once, not by every actor
-    )
-    yield from results.iter_batches(batch_size=config.batch_size, batch_format="numpy")  # pyrefly: ignore
-
-
-def _tasks(images: ImageSet, actors: int) -> Iterator[list[Item]]:
-    """What one task reads: a shard, or some files, of which every actor gets a share."""
-    share = -(-len(images.items) // (2 * actors))
-    size = min(share, _FILES_PER_TASK) if images.kind == "folder" else 1
-    for start in range(0, len(images.items), size):
-        yield images.items[start : start + size]
-
-
-def _read(batch: dict[str, np.ndarray]) -> dict[str, list]:
-    rows = [row for part in batch["items"] for row in read_rows(json.loads(part))]
-    return {key: [row[key] for row in rows] for key in ("role", "id", "hr", "lr", "rejected")}
-
-
-class MeasureActor:
-    """A Ray actor around Measure."""
-
-    def __init__(self, shared: ray.ObjectRef):
-        # The number of threads changes the last bits of sums: the same on every actor and machine.
-        torch.set_num_threads(1)
-        self.measure: Measure = ray.get(shared)
-        gpu = self.measure.config.gpus_per_actor and torch.cuda.is_available()
-        self.measure.to(torch.device("cuda" if gpu else "cpu"))
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        return self.measure(batch)
+def _files_per_task(images: ImageSet, actors: int) -> int:
+    """Every actor gets a share of a folder."""
+    return min(-(-images.rows // (2 * actors)), _MOST_FILES_PER_TASK)
 
 
 def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet]) -> None:
@@ -162,16 +118,27 @@ def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, Im
         lines = [list(line) for line in zip(*columns, strict=True) if line[0] is not None]
         if lines:
             storage.write_bytes(storage.join(config.output, name), encode_png(grid(lines, cell=96)))
-    shards.write_table(storage.join(config.output, "examples.parquet"), rows, EXAMPLE_SCHEMA)
+    write_table(storage.join(config.output, "examples.parquet"), rows, EXAMPLE_SCHEMA)
 
 
 def _some_rows(images: ImageSet) -> list[dict[str, Any]]:
     """Rows to choose examples from, the same for every model; drawn by id, as neighbours are often one person."""
-    items = sorted(images.items, key=lambda item: draw_key(0, item["name"]))
-    rows = read_rows(items[: 2 * _EXAMPLES] if images.kind == "folder" else items[:1])
+    items = list(images.source.items)
+    chosen = sorted(items, key=lambda item: draw_key(0, item.name))[: 2 * _EXAMPLES]
+    rows = read_rows(images.unit(chosen if images.kind == "folder" else items[:1]))
     return sorted(rows, key=lambda row: draw_key(0, row["id"]))[: 2 * _EXAMPLES]  # some may be unusable
 
 
 def _enlarged(face: Face, image: torch.Tensor) -> torch.Tensor:
     assert face.lr is not None
     return resize(face.lr[None], image.shape[-2], image.shape[-1])[0]
+
+
+def evaluate_plan(config: EvaluateConfig) -> str:
+    test = f" on {config.test}" if config.test else ""
+    real = f" on {config.real} against {config.reference}" if config.real else ""
+    how = f"{config.actors} actors" if config.actors else "this process"
+    return f"measure {config.model}{test}{' and' if test and real else ''}{real} in {how}; write to {config.output}"
+
+
+EVALUATE = Job("evaluate", EvaluateConfig, evaluate_and_log, evaluate_plan)

@@ -1,26 +1,28 @@
-"""Ray Tune over loss weights and ablation switches: the only file that imports it."""
+"""Ray Tune over loss weights and ablation switches: each trial is a step of its own. Only this file imports Tune."""
 
 import json
 import math
-import os
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import ray
 from pydantic import Field, model_validator
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from facelab import storage
+from facelab.cluster import ray_session, require_room, room
 from facelab.config import JobConfig, Uri, build, preset_values
 from facelab.errors import UsageError
-from facelab.job import run_job
-from facelab.tracking.runs import JobRun, RunLogger, end_stopped_trials
+from facelab.experiments.steps import Step
+from facelab.job import Job
+from facelab.tracking.logger import RunLogger
+from facelab.tracking.runs import JobRun, end_stopped_trials
 from facelab.training.config import TrainConfig
-from facelab.training.degrader import DegraderStage, LossWeights, TrainDegraderConfig
-from facelab.training.job import check_inputs
+from facelab.training.degrader import DegraderStage, TrainDegraderConfig
+from facelab.training.job import check_inputs, training_plan
+from facelab.training.launch import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
-from facelab.training.worker import run_training
+from models.stylevae_loss import LossWeights
 
 _DRIVER_CPU = 0.01
 """What a trial itself reserves when Ray Train workers do its work. Tune does not see their placement groups: with
@@ -79,12 +81,10 @@ def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
     points: list[tuple[str, dict[str, Any]]] = []
     if config.space == "weights":
         centre = preset_values(TrainDegraderConfig, config.preset, {}).get("weights", {})
-        base = build(LossWeights, **centre)
+        base = LossWeights(**centre)
         for i in range(config.samples):
             rng = np.random.default_rng((config.seed, i))
-            weights = {
-                name: float(value * config.factor ** rng.uniform(-1, 1)) for name, value in base.model_dump().items()
-            }
+            weights = {name: float(value * config.factor ** rng.uniform(-1, 1)) for name, value in vars(base).items()}
             points.append((f"weights-{i:03d}", {"weights": weights}))
     else:
         for first in (False, True):
@@ -105,17 +105,24 @@ def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
     ]
 
 
-def trial_config(config: SweepConfig, trial: dict[str, Any], tracking_uri: str) -> TrainConfig:
-    """The training config of one trial."""
+def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str) -> Step[TrainConfig]:
+    """The training of one trial, whose network is not registered."""
     kind: type[TrainConfig] = TrainSRConfig if config.space == "attention" else TrainDegraderConfig
     values = trial["options"] | {"preset": config.preset, "hr": config.hr, "seed": trial["seed"]}
-    values |= {"output": storage.join(config.output, "trials", trial["name"])}
+    folder = f"trials/{trial['name']}"
+    values |= {"output": storage.join(config.output, folder)}
     values |= {"tracking_uri": tracking_uri, "experiment": config.experiment, "workers": config.workers}
     values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
     values |= {"max_steps": config.max_steps} if config.max_steps else {}
     values["checkpoint_every"] = 10**9  # only at the ends of epochs, where the metric is known: ASHA needs it
     values["compute"] = {"cpus_per_worker": config.cpus_per_trial}
-    return build(kind, **values)
+    return Step(folder, Job(trial["name"], kind, _train, training_plan), build(kind, **values))
+
+
+def _train(config: TrainConfig, run: JobRun) -> dict[str, Any]:
+    if config.workers:
+        return run_training(config, lambda: run.logger(config.output), ray_callbacks=[TuneReportCallback()])
+    return run_training(config, lambda: _TuneLogger(run.uri, run.id, config.output))
 
 
 class _TuneLogger(RunLogger):
@@ -135,14 +142,11 @@ def _concurrent_trials(config: SweepConfig) -> int:
     Raises:
         UsageError: not even one.
     """
-    needed, has = config.cpus_per_trial * max(config.workers, 1), ray.cluster_resources().get("CPU", 0)
-    count = math.floor((has - _DRIVER_CPU * 16) / needed) if config.workers else math.floor(has / needed)
-    if count < 1 and "RAY_ADDRESS" not in os.environ:
-        raise UsageError(
-            f"a trial needs {needed:g} CPUs (--workers {config.workers}, --cpus-per-trial {config.cpus_per_trial:g}), "
-            f"but there are {has:g}: lower one of them, or set RAY_ADDRESS to a cluster"
-        )
-    return max(count, 1)
+    needed, has = config.cpus_per_trial * max(config.workers, 1), room().get("CPU", 0)
+    drivers = _DRIVER_CPU * 16 if config.workers else 0
+    what = f"a trial (--workers {config.workers}, --cpus-per-trial {config.cpus_per_trial:g}) needs"
+    require_room(what, {"CPU": needed + drivers}, "one of them")
+    return max(math.floor((has - drivers) / needed), 1)
 
 
 def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
@@ -153,22 +157,37 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
         RuntimeError: every trial failed.
     """
     trials = trial_table(config)
-    check_inputs(trial_config(config, trials[0], run.uri))
+    first = trial_step(config, trials[0], run.uri).config
+    check_inputs(first)
     metric, mode = SRStage.selection if config.space == "attention" else DegraderStage.selection
-    longest = trial_config(config, trials[0], run.uri).max_steps or 10**9
+    # The dashboard carries the State API, without which Ray Train never frees the workers of a stopped trial.
+    with ray_session(dashboard=config.workers > 0):
+        results = _fit(config, trials, run, first.max_steps or 10**9, metric, mode)
+    rows = [_row(result, metric) for result in results]
+    stopped = end_stopped_trials(run.uri, config.experiment, run.id, {row["name"] for row in rows if row["error"]})
+    done = [row for row in rows if row["error"] is None and row[metric] is not None]
+    storage.write_text(storage.join(config.output, "trials.json"), json.dumps(rows, indent=2))
+    run.text(json.dumps(rows, indent=2), "trials.json")
+    if not done:
+        raise RuntimeError(f"every trial failed; the first: {rows[0]['error']}")
+    for row in sorted(done, key=lambda row: row[metric], reverse=mode == "max"):
+        print(f"{row['name']:32} {metric} {row[metric]:.5g}  steps {row['steps']}")
+    # A trial that was stopped early had fewer steps: its metric is no match for the others'.
+    most = max(row["steps"] for row in done)
+    whole = [row for row in done if row["steps"] == most]
+    best = (min if mode == "min" else max)(_points(whole, metric), key=lambda point: point[1])
+    counts = {"n_trials": len(rows), "n_failed": len(rows) - len(done), "n_stopped_early": stopped}
+    return {"best_point": best[0], f"best_{metric}": best[1], **counts}
+
+
+def _fit(
+    config: SweepConfig, trials: list[dict[str, Any]], run: JobRun, longest: int, metric: str, mode: str
+) -> tune.ResultGrid:
     tracking_uri, parent = run.uri, run.id
 
     def train_trial(params: dict[str, Any]) -> None:
-        trial = params["trial"]
-
-        def work(training: TrainConfig, nested: JobRun) -> dict[str, Any]:
-            if training.workers:
-                return run_training(
-                    training, lambda: nested.logger(training.output), ray_callbacks=[TuneReportCallback()]
-                )
-            return run_training(training, lambda: _TuneLogger(nested.uri, nested.id, training.output))
-
-        run_job(trial["name"], trial_config(config, trial, tracking_uri), work, parent=parent)
+        step = trial_step(config, params["trial"], tracking_uri)
+        step.job.run(step.config, parent=parent)
 
     filesystem, path = storage.resolve(config.output)
     cpus = _DRIVER_CPU if config.workers else config.cpus_per_trial
@@ -185,22 +204,7 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
             name=f"tune-{parent[:8]}", storage_path=path, storage_filesystem=filesystem, verbose=1
         ),
     )
-    results = tuner.fit()
-    rows = [_row(result, metric) for result in results]
-    stopped = end_stopped_trials(run.uri, config.experiment, parent, {row["name"] for row in rows if row["error"]})
-    done = [row for row in rows if row["error"] is None and row[metric] is not None]
-    storage.write_text(storage.join(config.output, "trials.json"), json.dumps(rows, indent=2))
-    run.text(json.dumps(rows, indent=2), "trials.json")
-    if not done:
-        raise RuntimeError(f"every trial failed; the first: {rows[0]['error']}")
-    for row in sorted(done, key=lambda row: row[metric], reverse=mode == "max"):
-        print(f"{row['name']:32} {metric} {row[metric]:.5g}  steps {row['steps']}")
-    # A trial that was stopped early had fewer steps: its metric is no match for the others'.
-    most = max(row["steps"] for row in done)
-    whole = [row for row in done if row["steps"] == most]
-    best = (min if mode == "min" else max)(_points(whole, metric), key=lambda point: point[1])
-    counts = {"n_trials": len(rows), "n_failed": len(rows) - len(done), "n_stopped_early": stopped}
-    return {"best_point": best[0], f"best_{metric}": best[1], **counts}
+    return tuner.fit()
 
 
 def _scheduler(config: SweepConfig, longest: int) -> tune.schedulers.TrialScheduler:
@@ -230,3 +234,6 @@ def sweep_plan(config: SweepConfig) -> str:
     trials = trial_table(config)
     lines = [f"{trial['name']}: {trial['options']}" for trial in trials[:40]]
     return f"{len(trials)} trials below {config.output}/trials:\n#   " + "\n#   ".join(lines)
+
+
+SWEEP = Job("sweep", SweepConfig, sweep, sweep_plan)

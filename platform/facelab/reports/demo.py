@@ -16,6 +16,7 @@ from facelab.reports.page import PictureRow, page, picture_rows, svg
 from facelab.reports.table import Row, build_table
 from facelab.tracking.runs import metric_history
 from facelab.trained import store
+from facelab.trained.apply import super_resolve
 from models.resize import resize
 
 _COLUMNS = 8  # faces in a picture
@@ -100,7 +101,7 @@ def _sr_picture(r: DemoResults, truth_known: bool) -> str:
     real = load_faces(r.faces["real"], size // scale).images[:_COLUMNS]
 
     def rows(lr: torch.Tensor) -> list[PictureRow]:
-        outputs = [(name, store.super_resolve(model.network, lr)) for name, model in models.items()]
+        outputs = [(name, super_resolve(model.network, lr)) for name, model in models.items()]
         return [("input", lr), ("bicubic", resize(lr, size)), *outputs]
 
     kind = "the known nuisance" if truth_known else "styleVAE LR"

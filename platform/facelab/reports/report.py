@@ -22,6 +22,7 @@ from facelab.data import shards
 from facelab.errors import StoreError, UsageError
 from facelab.evaluation.rows import face_of
 from facelab.images import decode_tensor
+from facelab.job import Job
 from facelab.metrics.intervals import Interval, paired_difference
 from facelab.metrics.protocol import metric
 from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
@@ -309,3 +310,6 @@ def _protocols(results: list[Result], table: Table) -> str:
 def report_plan(config: ReportConfig) -> str:
     what = f"{len(config.runs)} evaluations" if config.runs else f"the evaluations where {config.filter}"
     return f"compare {what}; write table.md, table.tex, report.html and picture grids to {config.output}"
+
+
+REPORT = Job("report", ReportConfig, report, report_plan)

@@ -1,0 +1,1 @@
+"""A drawn world, for machines without face photographs."""

@@ -4,13 +4,9 @@ It plays the part of the real world, whose degradation nobody can write down: tr
 images that it made of other identities; the demo measures how close the learnt degradation comes to it.
 """
 
-import io
-
 import numpy as np
-import torch
-import torch.nn.functional as F
-from PIL import Image
-from scipy import ndimage
+
+from facelab.filters import convolve, interpolated, jpeg, quantised
 
 
 def degrade(face: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
@@ -23,23 +19,6 @@ def degrade(face: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarra
     image = _downsample(image, scale, rng)
     image = _sensor_noise(image, rng)
     return jpeg(quantised(image), quality=int(rng.integers(40, 86)))
-
-
-def quantised(image: np.ndarray) -> np.ndarray:
-    """Float grey levels -> uint8, rounded and clipped."""
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
-
-
-def interpolated(image: np.ndarray, size: tuple[int, int], mode: str, antialias: bool = False) -> np.ndarray:
-    """(H, W, 3) float -> (*size, 3) by a mode of torch's interpolation."""
-    batch = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    return F.interpolate(batch, size=size, mode=mode, antialias=antialias)[0].permute(1, 2, 0).numpy()
-
-
-def convolve(image: np.ndarray, kernel: np.ndarray, border: str = "nearest") -> np.ndarray:
-    """(H, W, 3) float, each channel convolved by the kernel over its sum; `border` is a mode of scipy.ndimage."""
-    kernel = kernel / kernel.sum()
-    return np.stack([ndimage.convolve(image[..., c], kernel, mode=border) for c in range(3)], axis=-1)
 
 
 def _motion_blur(image: np.ndarray, rng: np.random.Generator, scale: int) -> np.ndarray:
@@ -76,10 +55,3 @@ def _sensor_noise(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     sigma = rng.uniform(2, 9) * np.sqrt(0.35 + 0.65 * np.clip(image, 0, 255) / 255)
     grain = rng.normal(size=(*image.shape[:2], 1)) * 0.85 + rng.normal(size=image.shape) * 0.5
     return image + sigma * grain
-
-
-def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """(H, W, 3) uint8 after one JPEG compression."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return np.array(Image.open(buffer).convert("RGB"))

@@ -1,27 +1,37 @@
 """Shard sets of sample faces: unpaired HR and real-world-like LR, a paired test set whose truth is known, and more of
 that LR to tell how far two sets of the same kind are from each other."""
 
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import ray.data
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from facelab import storage
-from facelab.config import JobConfig
+from facelab.cluster import ray_session
+from facelab.config import SizedConfig
 from facelab.data import shards
-from facelab.data.tensors import face_row
+from facelab.data.faces import face_row
+from facelab.data.source import Item, Row, Unit
+from facelab.data.work import fill
 from facelab.images import encode_png, grid
+from facelab.job import Job
 from facelab.samples.faces import sample_face
 from facelab.samples.nuisance import degrade
 from facelab.seeding import seed_for
 
+if TYPE_CHECKING:  # MLflow takes seconds to import
+    from facelab.tracking.runs import JobRun
+
 # No identity is in two sets.
 _FIRST_IDENTITY = {"hr": 0, "lr": 10_000_000, "test": 20_000_000, "real": 30_000_000}
+_FACES_PER_UNIT = 100
+_SOURCE = "sample faces"
 
 
-class SampleFacesConfig(JobConfig):
+class SampleFacesConfig(SizedConfig):
     """Draw sample faces: hr and lr to train on, test pairs with known truth (test_hr: their sharp side), real LR."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -40,8 +50,6 @@ class SampleFacesConfig(JobConfig):
     """Held-out LR faces of yet other identities."""
     hr_size: int = Field(default=64, ge=32)
     """Side of the sharp faces, px."""
-    scale: int = Field(default=4, ge=2)
-    """LR side = hr_size / scale."""
     overwrite: bool = False
     """Replace finished shard sets at --output."""
 
@@ -50,37 +58,47 @@ class SampleFacesConfig(JobConfig):
         for name in (*_FIRST_IDENTITY, "test_hr"):
             shards.refuse_finished(storage.join(self.output, name), self.overwrite)
 
-    @model_validator(mode="after")
-    def _sizes_fit(self):
-        if self.hr_size % self.scale:
-            raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
-        return self
 
-
-def make_sample_sets(config: SampleFacesConfig) -> dict[str, Any]:
-    """Run the job, with a contact sheet beside the sets; returns its summary."""
+def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> dict[str, Any]:
+    """Do the job, with a contact sheet beside the sets; returns its summary."""
     counts = {"hr": config.n_hr, "lr": config.n_lr, "test": config.n_test, "real": config.n_real}
-    items = []
-    for name in (*counts, "test_hr"):
+    sets = counts | {"test_hr": config.n_test}
+    for name in sets:
         shards.start_set(storage.join(config.output, name), config.overwrite)
-    for name, count in counts.items():
-        items += [{"set": name, "first": i, "count": min(100, count - i)} for i in range(0, count, 100)]
-
-    def draw(task: dict[str, Any]) -> dict[str, Any]:
-        return _draw(config, task["set"], task["first"], task["count"])
-
-    tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(draw).take_all()
-    results = [written for task in tasks for written in task["written"]]
     summary: dict[str, Any] = {}
-    for name in (*counts, "test_hr"):
-        done = [shards.ShardSummary(r["rows"], r["row_hash"]) for r in results if r["set"] == name]
-        kind = "pairs" if name == "test" else "faces"
-        manifest = shards.finish_set(
-            storage.join(config.output, name), kind, done, {"recipe": "sample", "seed": config.seed}
-        )
-        summary |= {f"n_{name}": manifest.rows, f"data_hash_{name}": manifest.hash}
+    with ray_session():  # one for all sets
+        for name, count in sets.items():
+            place = storage.join(config.output, name)
+            units = _units(name, count)
+            kind, schema = ("pairs", shards.PAIR_SCHEMA) if name == "test" else ("faces", shards.FACE_SCHEMA)
+            fill(place, schema, units, partial(_draw, config, name))
+            totals = shards.Totals.of(shards.read_receipts(place, [unit.name for unit in units]))
+            manifest = shards.finish_set(place, kind, totals, {"recipe": "sample", "seed": config.seed})
+            summary |= {f"n_{name}": manifest.rows, f"data_hash_{name}": manifest.hash}
     storage.write_bytes(storage.join(config.output, "contact_sheet.png"), encode_png(_contact_sheet(config)))
     return summary
+
+
+def _units(name: str, count: int) -> list[Unit]:
+    """A hundred faces each; the items are named as the rows will be, and give the identity for a place."""
+    sharp, ending = ("test", "") if name == "test_hr" else (name, "#0" if name == "test" else "")
+    items = [Item(f"{sharp}{i:06d}{ending}", str(_FIRST_IDENTITY[sharp] + i)) for i in range(count)]
+    return [Unit(_SOURCE, "drawn", tuple(part)) for part in shards.chunks(items, _FACES_PER_UNIT)]
+
+
+def _draw(config: SampleFacesConfig, name: str, unit: Unit) -> Iterator[Row]:
+    for item in unit.items:
+        face, low = _face_and_lr(config, int(item.uri))
+        if name == "test":
+            hr_id = item.name.removesuffix("#0")
+            yield dict(
+                id=item.name, hr_id=hr_id, variant=0, hr=encode_png(face), lr=encode_png(low), style_mode="none",
+                style_ids=[], style_bank="", seed=config.seed, model="known nuisance", split=shards.split_of(hr_id),
+                rejected="",
+            )  # fmt: skip
+        else:
+            shown = encode_png(face if name in ("hr", "test_hr") else low)
+            yield face_row(item.name, shown, _SOURCE, min_side=1) | {"rejected": ""}
 
 
 def _contact_sheet(config: SampleFacesConfig, count: int = 12) -> np.ndarray:
@@ -95,21 +113,9 @@ def _face_and_lr(config: SampleFacesConfig, identity: int) -> tuple[np.ndarray, 
     return face, degrade(face, config.scale, np.random.default_rng((config.seed, identity, seed_for("nuisance"))))
 
 
-def _draw(config: SampleFacesConfig, name: str, first: int, count: int) -> dict[str, Any]:
-    faces, pairs = [], []
-    for number in range(first, first + count):
-        identifier = f"{name}{number:06d}"
-        face, low = _face_and_lr(config, _FIRST_IDENTITY[name] + number)
-        shown = encode_png(face if name in ("hr", "test") else low)
-        faces.append(face_row(identifier, shown, "sample faces", min_side=1))
-        if name == "test":
-            pairs.append(
-                dict(id=f"{identifier}#0", hr_id=identifier, variant=0, hr=shown, lr=encode_png(low), style_mode="none",
-                     style_ids=[], style_bank="", seed=config.seed, model="known nuisance")
-            )  # fmt: skip
-    written = []
-    sets = [("test_hr", faces, shards.FACE_SCHEMA), ("test", pairs, shards.PAIR_SCHEMA)]
-    for part, rows, schema in sets if name == "test" else [(name, faces, shards.FACE_SCHEMA)]:
-        summary = shards.write_shard(storage.join(config.output, part), rows, schema)
-        written.append({"set": part, "rows": summary.rows, "row_hash": summary.row_hash})
-    return {"written": written}
+def sample_faces_plan(config: SampleFacesConfig) -> str:
+    total = config.n_hr + config.n_lr + config.n_test + config.n_real
+    return f"draw {total} faces of {config.hr_size} px into {config.output}/hr, /lr, /test and /real"
+
+
+SAMPLE_FACES = Job("sample_faces", SampleFacesConfig, make_sample_sets, sample_faces_plan)

@@ -1,0 +1,1 @@
+"""Pairs out of sharp faces."""

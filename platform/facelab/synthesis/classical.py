@@ -8,9 +8,12 @@ people who had. Blurs are in px of the sharp face, as there: the constants are f
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import special
 
-from facelab.samples.nuisance import convolve, interpolated, jpeg, quantised
+from facelab.filters import convolve, interpolated, jpeg, quantised
+from facelab.seeding import seed_for
+from facelab.synthesis.degrader import Degraded, Degrader
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,19 @@ _SINC, _FINAL_SINC = 0.1, 0.8  # probabilities, in each round's blur and at the 
 _GREY = 0.4  # of noise that is equal in the three channels
 _JPEG = (30, 95)
 _SMALLEST = 8  # px: a factor of 0.15 on a face of 64 px, twice, would leave nothing
+
+
+class Classical(Degrader):
+    """The process as a degrader of pairs."""
+
+    name = "classical"
+
+    def degrade(self, hr: torch.Tensor, digests: list[str], variant: int) -> Degraded:
+        low = []
+        for face, digest in zip(hr, digests, strict=True):
+            rng = np.random.default_rng(seed_for(self.seed, "classical", digest, variant))
+            low.append(torch.from_numpy(degrade_classically(face.permute(1, 2, 0).numpy(), self.scale, rng)))
+        return torch.stack(low).permute(0, 3, 1, 2), [[] for _ in digests]
 
 
 def degrade_classically(face: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:

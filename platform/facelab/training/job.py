@@ -1,18 +1,24 @@
-"""A training job as a tracked run: train, then register the network."""
+"""The training jobs: train as a tracked run, then register the network."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facelab import storage
-from facelab.data.tensors import is_shard_set
+from facelab.config import REGISTRY
+from facelab.data.source import kind_of
+from facelab.job import Job
+from facelab.trained.store import FILES
 from facelab.training.config import TrainConfig
-from facelab.training.worker import run_training
+from facelab.training.degrader import TrainDegraderConfig
+from facelab.training.launch import run_training
+from facelab.training.sr import TrainSRConfig
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from facelab.tracking.runs import JobRun
 
 
 def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
-    """Run the job; returns its summary, with the registry URI of the network."""
+    """Do the job; returns its summary, with the registry URI of the network."""
     check_inputs(config)
     summary = run_training(config, lambda: run.logger(config.output))
     name = config.register_as or config.registry_name
@@ -20,10 +26,20 @@ def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
     return summary | {"registered_model": model_uri}
 
 
+def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:
+    """The same; a registered model to start from is put beside the output first, where every worker can read it."""
+    if config.init_from and config.init_from.startswith(REGISTRY):
+        local, place = Path(run.model_folder(config.init_from)), storage.join(config.output, "init_from")
+        for name in FILES:
+            storage.upload(local / name, storage.join(place, name))
+        config = config.model_copy(update={"init_from": place})
+    return train_and_register(config, run)
+
+
 def check_inputs(config: TrainConfig) -> None:
     """Raises UsageError where a URI holds nothing that can be trained on."""
     for uri, kind in config.inputs():
-        is_shard_set(uri, kind)  # a wrong input is told before workers start
+        kind_of(uri, kind)  # a wrong input is told before workers start
 
 
 def training_plan(config: TrainConfig) -> str:
@@ -36,3 +52,7 @@ def training_plan(config: TrainConfig) -> str:
         f"train {config.model} on {sources} in {where} for {' or '.join(limits)}, batch {config.batch_size}; "
         f"write model/, checkpoints/ and samples/ to {config.output}; register it in MLflow"
     )
+
+
+TRAIN_DEGRADER = Job("train_degrader", TrainDegraderConfig, train_and_register, training_plan)
+TRAIN_SR = Job("train_sr", TrainSRConfig, train_sr, training_plan)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -17,12 +16,12 @@ from torch import nn
 from tqdm import tqdm
 
 from facelab import storage
-from facelab.cluster import ray_session
+from facelab.cluster import ray_session, require_room, room
 from facelab.errors import StoreError, UsageError
 from facelab.trained import checkpoint
 from facelab.training.config import TrainConfig
 from facelab.training.context import Progress, staging_folder
-from facelab.training.loop import NonFiniteLoss
+from facelab.training.update import NonFiniteLoss
 from facelab.training.worker import LoggerFactory, train_worker
 
 # The defaults suit neither an autoscaler that boots a node (60 s) nor a dead rank that hangs the others (30 min).
@@ -87,17 +86,10 @@ def run_on_ray(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[
 
 def _enough(config: TrainConfig) -> bool:
     """Whether to use GPUs; refuses what would wait for ever."""
-    has = ray.cluster_resources()
     gpu = config.compute.gpu
-    use_gpu = has.get("GPU", 0) >= config.workers if gpu is None else gpu
-    autoscales = bool(os.environ.get("RAY_ADDRESS"))  # a cluster may still grow; this machine will not
+    use_gpu = room().get("GPU", 0) >= config.workers if gpu is None else gpu
     wanted = {"CPU": config.workers * config.compute.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
-    for name, amount in wanted.items():
-        if not autoscales and has.get(name, 0) < amount:
-            raise UsageError(
-                f"--workers {config.workers} needs {amount:g} {name}, but this machine has {has.get(name, 0):g}: "
-                "lower --workers or --compute.cpus-per-worker, or set RAY_ADDRESS to a cluster"
-            )
+    require_room(f"--workers {config.workers} needs", wanted, "--workers or --compute.cpus-per-worker")
     return use_gpu
 
 

@@ -1,7 +1,7 @@
 """Stage 2: any super-resolution network on pairs, synthesised or bicubic (§ 3.2)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -9,82 +9,47 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
-from facelab.config import Uri, model_uri
-from facelab.data.tensors import FaceSet, PairSet
+from facelab.config import Uri, model_uri, with_options
+from facelab.data.tensors import FaceSet, PairSet, load_faces, load_pairs
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
 from facelab.metrics.psnr_ssim import psnr
 from facelab.trained import store
-from facelab.trained.store import super_resolve
+from facelab.trained.apply import super_resolve
 from facelab.trained.weights import build_features
 from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
 from facelab.training.batches import batch_indices, cropped, draws, mirrored, turned
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
-from facelab.training.loop import Update
 from facelab.training.optimiser import build_optimiser
+from facelab.training.update import Losses, Update
 from models import SR_MODELS, build_sr
-from models.attentive import AttentiveConfig, AttentiveSR
-from models.bulat import LowToHighConfig
-from models.edsr import EDSRConfig
 from models.features import FeatureNetwork
 from models.losses import content_loss
-from models.luma import LumaSR, luma
+from models.luma import luma
 from models.network import Network
-from models.rdn import RDNConfig
 from models.resize import resize
-from models.srcnn import SRCNNConfig
-from models.srgan import SRGANConfig
-from models.vdsr import VDSRConfig
 
-_MINI = {  # reduced variants of the published networks, for machines where those take days
-    "srcnn.init": "he",
-    "vdsr.layers": 8,
-    "vdsr.channels": 32,
-    "srgan.size": "mini",
-    "edsr.size": "mini",
-    "rdn.size": "mini",
-    "bulat.size": "mini",
-    "attentive.channels": 32,
-    "attentive.global_blocks": 4,
-    "attentive.local_blocks": 4,
-}
+_NETWORKS: Mapping[str, type[Network]] = {name: network for name, network in SR_MODELS.items() if name != "bicubic"}
+
+PIXEL, ADVERSARIAL = "pixel", "adversarial"
+"""Phases: the pixel loss alone; then, for a network with a discriminator, against that."""
 
 
+@with_options(**{name: network.Config for name, network in _NETWORKS.items()})
 class TrainSRConfig(TrainConfig):
     """Train a super-resolution network, on synthesised pairs or on bicubic LR made on the fly."""
 
     kind = "sr"
+    NETWORKS: ClassVar[Mapping[str, type[Network]]] = _NETWORKS
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        # Seconds, to see that everything is connected.
-        "debug": _MINI
-        | {
-            "max_steps": 4,
-            "batch_size": 4,
-            "vdsr.layers": 3,
-            "attentive.channels": 16,
-            "attentive.global_blocks": 1,
-            "attentive.local_blocks": 1,
-        },
-        # About a minute on two cores; too short for a schedule.
-        "demo": _MINI
-        | {
-            "max_steps": 150,
-            "optimiser.decay_at": [],
-            "attentive.global_blocks": 2,
-            "attentive.local_blocks": 2,
-            "attentive.window": 5,
-        },
-        # Minutes on two cores: small networks, each by the small recipe in its file.
-        "mini": _MINI,
-        # Published sizes, each by the recipe of its own paper, which stands in its file.
-        "paper": {},
-    }
-    NETWORKS: ClassVar[Mapping[str, type[Network]]] = {
-        name: network for name, network in SR_MODELS.items() if name != "bicubic"
+        "debug": {"max_steps": 4, "batch_size": 4},  # seconds, to see that everything is connected
+        "demo": {"max_steps": 150, "optimiser.decay_at": []},  # about a minute on two cores; too short for a schedule
+        "mini": {},  # minutes on two cores: small networks, each by the small recipe in its file
+        "paper": {},  # published sizes, each by the recipe of its own paper, which stands in its file
     }
 
-    model: Literal["srcnn", "vdsr", "srgan", "edsr", "rdn", "bulat", "attentive"]
+    model: Literal[tuple(_NETWORKS)]  # pyrefly: ignore
     """The network to train; each file of models/ holds its recipe."""
     pairs: Uri | None = None
     """URI of pair shards made by jobs.synthesize. Either this or --hr."""
@@ -103,20 +68,6 @@ class TrainSRConfig(TrainConfig):
     """Also turn training faces by multiples of 90 degrees."""
     perceptual_weights: Uri | None = None
     """URI of the weights of adversarial.network; default: torchvision's download, or the installed package."""
-    attentive: AttentiveConfig = AttentiveConfig()
-    """Options of --model attentive, with the GA and LA switches."""
-    srcnn: SRCNNConfig = SRCNNConfig()
-    """Options of --model srcnn."""
-    vdsr: VDSRConfig = VDSRConfig()
-    """Options of --model vdsr."""
-    srgan: SRGANConfig = SRGANConfig()
-    """Options of --model srgan."""
-    edsr: EDSRConfig = EDSRConfig()
-    """Options of --model edsr."""
-    rdn: RDNConfig = RDNConfig()
-    """Options of --model rdn."""
-    bulat: LowToHighConfig = LowToHighConfig()
-    """Options of --model bulat."""
 
     @model_validator(mode="after")
     def _one_source(self):
@@ -134,11 +85,6 @@ class TrainSRConfig(TrainConfig):
     def lr_side(self) -> int:
         """Side of the LR images that training sees, crops or whole faces, px."""
         return min(self.lr_patch_size or self.lr_size, self.lr_size)
-
-    @property
-    def network_options(self) -> dict[str, Any]:
-        """Of the chosen network."""
-        return vars(getattr(self, self.model))
 
 
 class PixelLoss(nn.Module):
@@ -170,11 +116,11 @@ class SRObjective(nn.Module):
 
     def forward(
         self, lr: torch.Tensor, hr: torch.Tensor, real_lr: torch.Tensor | None = None, adversarial: bool = False
-    ) -> dict[str, torch.Tensor]:
+    ) -> Losses:
         """lr (B, 3, h, w), hr (B, 3, H, W), real_lr (B, 3, h, w) without a sharp face, all in [-1, 1]."""
         sr = self.network(lr)
         if not adversarial:
-            return {"loss": self.pixel(sr, hr)}
+            return Losses(self.pixel(sr, hr), {})
         assert self.opponent is not None
         options = self.opponent.options
         if self.features is None:
@@ -187,16 +133,35 @@ class SRObjective(nn.Module):
             content = options.perceptual_weight * terms["perceptual"]
         fake = sr if real_lr is None else torch.cat([sr, self.network(real_lr)])
         terms["adversarial"] = self.opponent.loss(fake)
-        return {"loss": content + options.weight * terms["adversarial"], **terms, "fake": fake}
+        return Losses(content + options.weight * terms["adversarial"], terms, fake)
 
 
 class SRStage:
     """Stage 2 for the training loop. `data` are pairs, or faces whose LR is bicubic; `real_lr` have no sharp face."""
 
     selection: tuple[str, str] = ("psnr_rgb", "max")
+    phase: str = PIXEL
+
+    @classmethod
+    def load(cls, config: TrainSRConfig, progress: bool) -> Self:
+        """Read the pairs or faces that a config names.
+
+        Raises:
+            UsageError: nothing usable there, or too little.
+        """
+        real_lr = load_faces(config.lr, config.lr_size, progress=progress) if config.lr else None
+        if config.pairs:
+            return cls(config, load_pairs(config.pairs, progress=progress), real_lr)
+        assert config.hr is not None
+        return cls(config, load_faces(config.hr, config.hr_size, progress=progress), real_lr)
 
     def __init__(self, config: TrainSRConfig, data: PairSet | FaceSet, real_lr: FaceSet | None = None):
         self.config = config
+        self.facts: dict[str, Any] = {"data_hash": data.hash[:16]}
+        if isinstance(data, PairSet):
+            self.facts["n_pairs"] = len(data)
+        else:
+            self.facts |= {"n_hr": len(data), "n_rejected": data.rejected}
         self.train_hr, self.train_lr = _hr_lr(data.subset("train"))
         self.held_hr, held_lr = _hr_lr(data.subset("val"))
         if len(self.train_hr) < config.batch_size or len(self.held_hr) < 1:
@@ -224,7 +189,7 @@ class SRStage:
         self.optimisers: dict[str, torch.optim.Optimizer] = {
             "main": build_optimiser(config.optimiser, groups, config.learning_rate)
         }
-        pixel = PixelLoss(config.pixel_loss, on_luma=isinstance(network, LumaSR))
+        pixel = PixelLoss(config.pixel_loss, on_luma=network.on_luma)
         self.opponent: Opponent | None = None
         features = None
         if config.adversarial.weight:
@@ -252,14 +217,13 @@ class SRStage:
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         lr, hr = self._batch(step)
-        # Once it has begun, it goes on: a resumed run may be longer, and its progress smaller.
-        begun = self.opponent is not None and self.optimisers["discriminator"].state
-        if self.opponent is None or not (begun or update.progress >= self.config.adversarial.pretrain):
-            terms = update.forward(self.objective, lr, hr)
-            update.apply(terms, self.optimisers["main"])
-            return terms
-        if not begun:  # a phase of its own, as if with a new Adam
-            self.optimisers["main"].state.clear()
+        pretrained = update.progress >= self.config.adversarial.pretrain
+        if self.phase == PIXEL and self.opponent is not None and pretrained:
+            self.phase = ADVERSARIAL  # for good: a resumed run may be longer, and its progress smaller
+            self.optimisers["main"].state.clear()  # as if with a new Adam
+        if self.phase == PIXEL:
+            return update.apply(update.forward(self.objective, lr, hr), self.optimisers["main"])
+        assert self.opponent is not None
         inputs = (lr, hr, self._real_lr(step), True)
         return adversarial_step(update, self.objective, inputs, hr, self.opponent, self.optimisers)
 
@@ -299,17 +263,18 @@ class SRStage:
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """psnr_rgb and psnr_y in dB on held-out faces, with the LR kind of the training set."""
-        sr = super_resolve(network.eval(), self.held_lr, self.context.device)
+        assert isinstance(network, Network)
+        sr = super_resolve(network.eval(), self.held_lr)
         values = {
             "psnr_rgb": float(psnr(sr, self.held_hr).mean()),
             "psnr_y": float(psnr(sr, self.held_hr, colour="y").mean()),
         }
-        return values | (network.gammas() if isinstance(network, AttentiveSR) else {})
+        return values | network.diagnostics()
 
     def picture(self, network: nn.Module) -> np.ndarray:
         """Rows: LR, bicubic, super-resolved, sharp face."""
         lr, hr = self.held_lr[:12], self.held_hr[:12]
-        sr = super_resolve(network.eval(), lr, self.context.device)
+        sr = super_resolve(network.eval(), lr)
         return grid([lr, resize(lr, self.config.hr_size), sr, hr], cell=96)
 
 

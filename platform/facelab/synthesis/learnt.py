@@ -1,0 +1,44 @@
+"""A trained network as a degrader: the styleVAE, or Bulat et al.'s High-to-Low."""
+
+import torch
+
+from facelab.data.tensors import FaceSet
+from facelab.images import to_float, to_uint8
+from facelab.seeding import generator_for, seed_for
+from facelab.synthesis.degrader import Degraded, Degrader
+from facelab.trained.apply import in_fixed_batches
+from facelab.trained.store import TrainedModel
+from models.network import DegraderNetwork
+
+
+class Learnt(Degrader):
+    """Styles come from a bank of real LR faces, or from the prior where there is none."""
+
+    def __init__(self, model: TrainedModel, seed: int, bank: FaceSet | None):
+        super().__init__(model.scale, seed)
+        assert isinstance(model.network, DegraderNetwork)
+        self.network, self.bank = model.network, bank
+        self.name = f"{model.name}@{model.digest[:16]}"
+        if self.network.uses_style:
+            self.style_mode = "prior" if bank is None else "bank"
+        self.style_bank = bank.hash if bank else ""
+
+    def to(self, device: torch.device) -> "Learnt":
+        self.network.to(device)
+        return self
+
+    @torch.no_grad()
+    def degrade(self, hr: torch.Tensor, digests: list[str], variant: int) -> Degraded:
+        network = self.network
+        device = next(network.parameters()).device
+        generators = [generator_for(self.seed, "noise", digest, variant) for digest in digests]
+        noise = torch.stack([torch.randn(network.noise_dim, generator=generator) for generator in generators])
+
+        def low(faces: torch.Tensor, z: torch.Tensor, *styles: torch.Tensor) -> torch.Tensor:
+            given = to_float(styles[0].to(device)) if styles else None
+            return to_uint8(network.degrade(to_float(faces.to(device)), z.to(device), given))
+
+        if self.bank is None:
+            return in_fixed_batches(low, hr, noise), [[] for _ in digests]
+        chosen = [seed_for(self.seed, "style", digest, variant) % len(self.bank) for digest in digests]
+        return in_fixed_batches(low, hr, noise, self.bank.images[chosen]), [[self.bank.ids[i]] for i in chosen]

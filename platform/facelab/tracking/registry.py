@@ -1,0 +1,63 @@
+"""MLflow's model registry: trained networks by name and version."""
+
+import json
+from importlib import metadata
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
+
+import facelab
+import models
+from facelab import storage
+from facelab.config import without_secret
+from facelab.errors import UsageError
+from facelab.tracking.client import client_of
+
+# What facelab.trained.pyfunc imports.
+MODEL_REQUIREMENTS = ("torch", "safetensors", "numpy", "pillow", "pyarrow", "s3fs", "botocore")
+
+
+def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> str:
+    """Log and register a model folder as a pyfunc on uint8 images; returns its models:/ URI.
+
+    The weights stay safetensors and the code travels along as source: nothing is pickled.
+    """
+    client_of(tracking_uri)
+    code = [str(Path(next(iter(package.__path__)))) for package in (facelab, models)]
+    with storage.local_copy(folder) as local:
+        meta = json.loads((local / "model.json").read_text())
+        side = meta["hr_size"] if meta["kind"] == "degrader" else meta["hr_size"] // meta["scale"]
+        example = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), np.uint8)
+        tensor = Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1))])
+        params = ParamSchema([ParamSpec("seed", "long", 0)]) if meta["kind"] == "degrader" else None
+        signature = ModelSignature(tensor, tensor, params)  # pyrefly: ignore  (None is its default)
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="facelab.trained.pyfunc",
+                data_path=str(local),
+                code_paths=code,
+                signature=signature,
+                input_example=example,
+                pip_requirements=[f"{package}=={metadata.version(package)}" for package in MODEL_REQUIREMENTS],
+                registered_model_name=name,
+                metadata={"facelab": meta["kind"], "network": meta["name"], "sha256": meta["sha256"]},
+            )
+    return f"models:/{name}/{info.registered_model_version}"
+
+
+def fetch_model(tracking_uri: str, uri: str) -> str:
+    """Download the model of a models:/ URI; returns its local folder.
+
+    Raises:
+        UsageError: no such model.
+    """
+    client_of(tracking_uri)
+    try:
+        local = Path(mlflow.artifacts.download_artifacts(uri))
+    except mlflow.MlflowException as error:
+        raise UsageError(f"{uri}: not in the registry at {without_secret(tracking_uri)}") from error
+    return str(next(local.rglob("model.json")).parent)
