@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.distributed
 from torch import nn
 from tqdm import tqdm
 
@@ -80,6 +81,13 @@ class LocalContext:
 
     def progress(self, total: int, initial: int) -> Progress:
         return tqdm(total=total, initial=initial, unit="step", disable=not self.show_progress, dynamic_ncols=True)
+
+
+def mean_over_workers(value: torch.Tensor) -> torch.Tensor:
+    """The mean of each worker's tensor, in torch's process group; what every worker gets."""
+    total = value.clone()
+    torch.distributed.all_reduce(total)
+    return total / torch.distributed.get_world_size()
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from facelab.cluster import ray_session, require_room, room
 from facelab.errors import StoreError, UsageError
 from facelab.trained import checkpoint
 from facelab.training.config import TrainConfig
-from facelab.training.context import Progress, staging_folder
+from facelab.training.context import Progress, mean_over_workers, staging_folder
 from facelab.training.update import NonFiniteLoss
 from facelab.training.worker import LoggerFactory, train_worker
 
@@ -46,11 +46,7 @@ class RayContext:
         return ray.train.torch.prepare_model(objective)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
-        if self.world_size == 1:
-            return value
-        total = value.clone()
-        torch.distributed.all_reduce(total)
-        return total / self.world_size
+        return value if self.world_size == 1 else mean_over_workers(value)
 
     def restore(self) -> checkpoint.Checkpoint | None:
         return checkpoint.newest(self.place)
