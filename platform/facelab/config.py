@@ -127,6 +127,17 @@ class SizedConfig(JobConfig):
         return self.hr_size // self.scale
 
 
+class ActorConfig(JobConfig):
+    """A job with a pool of model actors."""
+
+    actors: int = Field(default=1, ge=1)
+    """Model actors working at the same time; the result does not depend on how many."""
+    cpus_per_actor: float = Field(default=0.5, gt=0)
+    """CPUs reserved per actor; below 1, several share a core."""
+    gpus_per_actor: float = Field(default=0, ge=0)
+    """GPUs reserved per actor; may be a fraction."""
+
+
 J = TypeVar("J", bound=JobConfig)
 
 

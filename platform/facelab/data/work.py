@@ -9,10 +9,9 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
-from pydantic import Field
 
 from facelab.cluster import ray_session, require_room
-from facelab.config import JobConfig
+from facelab.config import ActorConfig
 from facelab.data import shards
 from facelab.data.source import Row, Unit
 
@@ -22,26 +21,6 @@ Reader = Callable[[U], Iterable[Row]]
 
 _READER_CPUS = 0.25
 """Of a task that reads for model actors: a whole CPU would never be free beside actors that fill a small machine."""
-
-
-class ActorConfig(JobConfig):
-    """A pool of model actors."""
-
-    actors: int = Field(default=1, ge=1)
-    """Model actors working at the same time; the result does not depend on it."""
-    cpus_per_actor: float = Field(default=0.5, gt=0)
-    """CPUs reserved per actor; below 1, several share a core."""
-    gpus_per_actor: float = Field(default=0, ge=0)
-    """GPUs reserved per actor; may be a fraction."""
-
-    def require_room(self) -> None:
-        """
-        Raises:
-            UsageError: the pool, and a reader beside it, would wait for ever.
-        """
-        what = f"--actors {self.actors} of --cpus-per-actor {self.cpus_per_actor:g} and a reader need"
-        wanted = {"CPU": self.actors * self.cpus_per_actor + _READER_CPUS}
-        require_room(what, wanted, "one of them")
 
 
 class Model(Protocol):
@@ -74,7 +53,7 @@ def fill_with_model(
         return row | {"rows": list(read(_unit(row)))}
 
     with ray_session():
-        pool.require_room()
+        _require_room(pool)
         _dataset(units).map(task, num_cpus=_READER_CPUS).map(
             _Committing,  # pyrefly: ignore  (an actor's class is welcome)
             fn_constructor_args=(ray.put(model), pool, output, schema),
@@ -96,7 +75,7 @@ def stream(
         return list(read(_unit(row)))
 
     with ray_session():
-        pool.require_room()
+        _require_room(pool)
         dataset = _dataset(units)
         dataset.context.execution_options.preserve_order = True
         results = dataset.flat_map(task, num_cpus=_READER_CPUS).map_batches(
@@ -106,6 +85,11 @@ def stream(
             **_reserved(pool),
         )
         yield from results.iter_batches(batch_size=batch_size, batch_format="numpy")  # pyrefly: ignore
+
+
+def _require_room(pool: ActorConfig) -> None:
+    what = f"--actors {pool.actors} of --cpus-per-actor {pool.cpus_per_actor:g} and a reader need"
+    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + _READER_CPUS}, "one of them")
 
 
 def _dataset(units: Sequence[Unit]) -> ray.data.Dataset:

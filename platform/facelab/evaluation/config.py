@@ -4,8 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelab.config import SizedConfig, Uri, model_uri
-from facelab.data.work import ActorConfig
+from facelab.config import ActorConfig, SizedConfig, Uri, model_uri
 from facelab.metrics.features import FeatureConfig
 from facelab.metrics.identity import IdentityConfig
 from facelab.metrics.no_reference import BrisqueConfig

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 import torch
 from pydantic import Field, model_validator
 
-from facelab.config import SizedConfig, Uri, model_uri
+from facelab.config import ActorConfig, SizedConfig, Uri, model_uri
 from facelab.data import shards
 from facelab.data.source import Row, find, read
 from facelab.data.tensors import load_faces
-from facelab.data.work import ActorConfig, fill_with_model
+from facelab.data.work import fill_with_model
 from facelab.errors import UsageError
 from facelab.images import BadImage, encode_png, training_image
 from facelab.job import Job

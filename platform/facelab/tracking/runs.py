@@ -33,9 +33,6 @@ class JobRun:
     def __init__(self, client: MlflowClient, uri: str, run_id: str):
         self.client, self.uri, self.id = client, uri, run_id
 
-    def tag(self, **tags: Any) -> None:
-        self.client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
-
     def summary(self, values: dict[str, Any]) -> None:
         """Final numbers as metrics (best_… as best/…), the rest as tags."""
         now = int(time.time() * 1000)
