@@ -48,7 +48,7 @@ class Tally:
 
     def __init__(self, config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet], table: Path):
         self.config, self.measure, self.sets = config, measure, sets
-        self.names = measure.names
+        self.names = list(measure.columns)
         roles = ("test", "real", "reference")
         self.counts, self.hashes = dict.fromkeys(roles, 0), {role: shards.RowHash() for role in roles}
         self.outputs = shards.RowHash()
@@ -171,15 +171,7 @@ class Tally:
                     summary |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
             if defined < self.counts[role]:
                 summary[f"{key}_undefined"] = self.counts[role] - defined
-            protocols[key] = self._protocol(key, role, **self._settings(name))
-
-    def _settings(self, name: str) -> dict[str, Any]:
-        if name in self.measure.pixelwise:
-            return {"colour": name.partition("_")[2], "crop": self.config.crop}
-        if name in self.measure.judges:
-            return self.measure.judges[name].protocol
-        assert self.measure.brisque
-        return self.measure.brisque.protocol
+            protocols[key] = self._protocol(key, role, **self.measure.columns[name].record(name))
 
     def _protocol(self, name: str, role: str, **own: Any) -> Protocol:
         size = "native" if self.config.native else str(self.measure.hr_size)
@@ -191,11 +183,9 @@ class Tally:
 
     def _distances(self, layer: str, summary: dict[str, Any], protocols: dict[str, Protocol]) -> None:
         """FD or FID with interval, extrapolation and floor; KID with its own."""
-        c, network, sides = self.config.features, self.measure.features, self.sides[layer]
+        network, sides = self.measure.features, self.sides[layer]
         assert network is not None
-        main = layer == network.main
-        name = c.metric if main else f"fd_{c.network}_{layer}"
-        kernel = f"kid_{c.network}" + ("" if main else f"_{layer}")
+        name, kernel = self.config.features.names(layer)
         real, reference = sides["real"], sides["reference"]
         if min(real.count, reference.count) < 2:
             raise UsageError(

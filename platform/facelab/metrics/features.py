@@ -55,10 +55,15 @@ class FeatureConfig(Config):
         """The layer, or the network's usual one."""
         return self.layer or _LAYERS[self.network][0]
 
-    @property
-    def metric(self) -> str:
-        """Name of the distance: FID is the one over pytorch-fid's pool3, and nothing else."""
-        return "fid" if (self.network, self.chosen_layer) == ("inception", "pool3") else f"fd_{self.network}"
+    def names(self, layer: str) -> tuple[str, str]:
+        """What the Fréchet and the kernel distance over a layer are called; the chosen layer goes without saying.
+
+        FID is the distance over pytorch-fid's pool3, and nothing else.
+        """
+        chosen = layer == self.chosen_layer
+        network = self.network if chosen else f"{self.network}_{layer}"
+        is_fid = (self.network, layer) == ("inception", "pool3")
+        return "fid" if is_fid else f"fd_{network}", f"kid_{network}"
 
 
 class Features:
@@ -122,8 +127,8 @@ class _FidInception(nn.Module):
         self.eval().requires_grad_(False)
 
     def pooled(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> {layer: (B, d)}. First all become 299 px wide and high, as in pytorch-fid: bilinearly
-        and without antialias."""
+        """(B, 3, H, W) in [-1, 1] -> {layer: (B, d)}. First all become 299 px wide and high, as pytorch-fid does it:
+        bilinearly and without antialias."""
         x = ((images + 1) * 127.5).round() / 255  # back to exact n/255, as pytorch-fid reads its files
         x = 2 * F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
         found = {}

@@ -22,8 +22,8 @@ from facelab.data import shards
 from facelab.errors import StoreError, UsageError
 from facelab.evaluation.rows import face_of
 from facelab.images import decode_tensor
+from facelab.metrics.catalogue import metric
 from facelab.metrics.intervals import Interval, paired_difference
-from facelab.metrics.protocol import metric
 from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
 from facelab.reports.table import Row, Table, arrow, build_table, floor_of
 from facelab.tracking.runs import JobRun, find_runs, run_artifacts

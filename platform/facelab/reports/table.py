@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facelab.errors import UsageError
-from facelab.metrics.protocol import Metric, differences, metric, metric_names
+from facelab.metrics.catalogue import metric
+from facelab.metrics.protocol import Metric, differences, metric_names
 
 
 @dataclass(frozen=True)
