@@ -61,6 +61,11 @@ def library(name: str) -> dict[str, str]:
     return {"library": f"{name} {metadata.version(name)}"}
 
 
+def fingerprint_of(name: str, summary: dict[str, Any]) -> str | None:
+    """The protocol of a summary's number; None if it has no such number."""
+    return summary.get(f"protocol_{name}")
+
+
 def metric_names(summary: dict[str, Any]) -> list[str]:
     """The numbers of an evaluation's summary that a table can show: those with a protocol, in their order."""
     return [key.removeprefix("protocol_") for key in summary if key.startswith("protocol_")]
