@@ -12,23 +12,23 @@ import torch
 from conftest import Notes, he_, save_embedding
 from facelab.config import build
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.shards import PAIR_SCHEMA, ShardSummary, finish_set, write_shard
+from facelab.data.shards import PAIR_SCHEMA, Totals, commit, finish_set
 from facelab.data.tensors import load_faces
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Measure
 from facelab.evaluation.rows import image_sets, read_rows
-from facelab.evaluation.run import evaluate, evaluate_and_log
+from facelab.evaluation.run import EVALUATE, evaluate
 from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
 from facelab.images import decode_tensor, encode_png
-from facelab.job import main, run_job
 from facelab.metrics import psnr
-from facelab.reports.report import ReportConfig, report
+from facelab.reports.report import REPORT, ReportConfig
 from facelab.reports.table import Row, build_table
 from facelab.trained import store
+from facelab.trained.apply import super_resolve
+from facelab.training.launch import run_training
 from facelab.training.sr import TrainSRConfig
-from facelab.training.worker import run_training
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -55,7 +55,7 @@ def table_of(folder: Path) -> dict[str, list]:
 
 def enlarged(lr: torch.Tensor) -> torch.Tensor:
     """What `--model bicubic` makes."""
-    return store.super_resolve(build_sr("bicubic", 4), lr)
+    return super_resolve(build_sr("bicubic", 4), lr)
 
 
 def write_images(folder: Path, images: dict[str, torch.Tensor]) -> Path:
@@ -166,8 +166,9 @@ def test_numbers_do_not_depend_on_the_cut(tmp_path_factory, hr_folder, lr_folder
         with Tally(chosen, measure, sets, tmp_path / "table.parquet") as tally:
             rows = []
             for images in sets.values():
-                first = [images.items[i] for i in order] if permuted else images.items[:24]
-                rows += read_rows(first + images.items[24:])
+                items = images.source.items
+                first = [items[i] for i in order] if permuted else items[:24]
+                rows += read_rows(images.unit([*first, *items[24:]]))
             for start in range(0, len(rows), size):
                 part = rows[start : start + size]
                 tally.add(measure({key: [row[key] for row in part] for key in part[0]}))
@@ -200,7 +201,7 @@ def test_finished_images_of_another_tool(tmp_path, hr_folder, lr_folder, capsys)
     arguments = ["--preset", "debug", "--model", str(folder), "--finished-suffix", "_out"]
     arguments += [part for role, uri in sets.items() for part in (f"--{role}", uri)]
     out = tmp_path / "theirs"
-    assert main("evaluate", EvaluateConfig, evaluate_and_log, str, [*arguments, "--output", str(out)]) == 0
+    assert EVALUATE.main([*arguments, "--output", str(out)]) == 0
     theirs = json.loads((out / "summary.json").read_text())
     assert numbers(theirs) == pytest.approx(numbers(ours), rel=1e-12, abs=1e-12)
     assert theirs["model"].startswith("tool@")
@@ -210,7 +211,7 @@ def test_finished_images_of_another_tool(tmp_path, hr_folder, lr_folder, capsys)
     names[0].unlink()
     names[1].write_bytes(names[1].read_bytes()[:300])
     Image.new("RGB", (32, 32)).save(names[2])
-    assert main("evaluate", EvaluateConfig, evaluate_and_log, str, [*arguments, "--output", str(out)]) == 0
+    assert EVALUATE.main([*arguments, "--output", str(out)]) == 0
     less = json.loads((out / "summary.json").read_text())
     assert (less["n"], less["n_rejected"]) == (57, 3)
     reasons = pq.read_table(out / "rejected.parquet").to_pylist()
@@ -220,7 +221,7 @@ def test_finished_images_of_another_tool(tmp_path, hr_folder, lr_folder, capsys)
     for path in names[3:12]:
         path.unlink()
     capsys.readouterr()
-    assert main("evaluate", EvaluateConfig, evaluate_and_log, str, [*arguments, "--output", str(out)]) == 2
+    assert EVALUATE.main([*arguments, "--output", str(out)]) == 2
     # Told before anything is measured.
     assert "10 of 60 finished images of" in capsys.readouterr().err
 
@@ -314,8 +315,8 @@ def test_pairs_of_mixed_sizes(tmp_path, hr_folder, edsr):
         images = {"hr": encode_png(hr), "lr": encode_png(resize(hr[None], side // 4)[0])}
         none = {"style_mode": "none", "style_ids": [], "style_bank": "", "seed": 0, "model": "bicubic"}
         rows.append({"id": f"{i}#0", "hr_id": str(i), "variant": 0} | images | none)
-    summary: ShardSummary = write_shard(str(tmp_path / "pairs"), rows, PAIR_SCHEMA)
-    finish_set(str(tmp_path / "pairs"), "pairs", [summary], {})
+    receipt = commit(str(tmp_path / "pairs"), "0" * 20, rows, [], PAIR_SCHEMA)
+    finish_set(str(tmp_path / "pairs"), "pairs", Totals.of([receipt]), {})
     found = evaluate(config(tmp_path, test=str(tmp_path / "pairs"), batch_size=3))
     assert (found["n"], found["lr_kind"]) == (4, "pairs")
     finished = write_images(tmp_path / "finished", {f"{row['id']}.png": decode_tensor(row["hr"]) for row in rows})
@@ -376,7 +377,7 @@ def evaluations(tmp_path_factory, hr_folder, lr_folder, edsr):
     sets = {"test": str(hr_folder), "real": str(lr_folder), "reference": str(hr_folder), "tracking_uri": uri}
     ids = []
     for name, model in (("bicubic", "bicubic"), ("edsr_a&b", edsr)):
-        made = run_job("evaluate", config(place, name, model=model, **sets), evaluate_and_log)
+        made = EVALUATE.run(config(place, name, model=model, **sets))
         ids.append(made["mlflow_run_id"])
     return place, ids, uri
 
@@ -390,7 +391,7 @@ def test_report(tmp_path, evaluations, source):
         "filter": {"filter": "params.crop = '0'"},
     }[source]
     wanted = build(ReportConfig, output=str(tmp_path), tracking_uri=uri, names=("bicubic", "edsr_a&b"), **runs)
-    summary = run_job("report", wanted, report)
+    summary = REPORT.run(wanted)
     assert summary["best_psnr_y"] == "bicubic"
     values = json.loads((place / "bicubic" / "summary.json").read_text())
     text = (tmp_path / "table.md").read_text()
@@ -416,17 +417,17 @@ def test_report_of_distances_alone(tmp_path, evaluations, hr_folder, lr_folder):
     """An evaluation of real faces only has no per-image numbers and no floor; a copied summary.json no pictures."""
     place, _, uri = evaluations
     sets = {"real": str(lr_folder), "reference": str(hr_folder), "tracking_uri": uri}
-    found = run_job("evaluate", config(tmp_path, "real", **sets), evaluate_and_log)
+    found = EVALUATE.run(config(tmp_path, "real", **sets))
     assert found["fd_mobilenet_v2_warning"] == "no floor, as --test was not given"
     for runs, columns in (((tmp_path / "real",), ()), ((place / "bicubic", place / "edsr_a&b"), ("fd_mobilenet_v2",))):
         wanted = build(
             ReportConfig, runs=tuple(map(str, runs)), columns=columns, output=str(tmp_path / "r"), tracking_uri=uri
         )
-        run_job("report", wanted, report)
+        REPORT.run(wanted)
         assert "FD mobilenet_v2" in (tmp_path / "r" / "table.md").read_text()
     shutil.copy(place / "bicubic" / "summary.json", tmp_path / "mine.json")
     wanted = build(ReportConfig, runs=(str(tmp_path / "mine.json"),), output=str(tmp_path / "s"), tracking_uri=uri)
-    assert run_job("report", wanted, report)["models"] == "bicubic"
+    assert REPORT.run(wanted)["models"] == "bicubic"
     assert not (tmp_path / "s" / "grid_test.png").exists()
 
 
@@ -434,7 +435,7 @@ def test_report_refuses_what_is_no_evaluation(tmp_path, evaluations):
     _, _, uri = evaluations
 
     def made(**values) -> None:
-        run_job("report", build(ReportConfig, output=str(tmp_path / "r"), tracking_uri=uri, **values), report)
+        REPORT.run(build(ReportConfig, output=str(tmp_path / "r"), tracking_uri=uri, **values))
 
     with pytest.raises(UsageError, match=r"no summary\.json there"):
         made(runs=(str(tmp_path),))

@@ -4,14 +4,14 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelab.config import ActorConfig, SizedConfig, Uri, model_uri
+from facelab.config import ActorConfig, SizedConfig, Uri, model_uri, with_options
+from facelab.metrics.catalogue import DEFAULT_METRICS, IMAGE_METRICS
 from facelab.metrics.features import FeatureConfig
-from facelab.metrics.identity import IdentityConfig
-from facelab.metrics.no_reference import BrisqueConfig
-from facelab.metrics.perceptual import LpipsConfig
+from facelab.metrics.image_metric import ImageMetric
 from facelab.trained.apply import MICRO_BATCH
 
 
+@with_options(**{name: kind.options for name, kind in IMAGE_METRICS.items() if kind.options})
 class EvaluateConfig(SizedConfig, ActorConfig):
     """Measure a super-resolution model, or finished images of any tool, on faces with truth (--test) and on real ones
     without (--real)."""
@@ -32,7 +32,7 @@ class EvaluateConfig(SizedConfig, ActorConfig):
     """URI of real low-resolution faces; they are super-resolved and compared with --reference."""
     reference: Uri | None = None
     """URI of sharp faces, the reference of FID, FD and KID: the HR training faces."""
-    metrics: tuple[Literal["psnr", "ssim", "lpips", "identity", "brisque"], ...] = ("psnr", "ssim")
+    metrics: tuple[Literal[tuple(IMAGE_METRICS)], ...] = DEFAULT_METRICS  # pyrefly: ignore  (known at run time)
     """Measured on each image; FD and KID are always measured on --real."""
     crop: int = Field(default=0, ge=0)
     """px cut off each border before PSNR and SSIM; benchmarks of general images cut `scale`, face papers mostly 0."""
@@ -46,12 +46,6 @@ class EvaluateConfig(SizedConfig, ActorConfig):
     """What a tool has added to the names of its images, such as _out or _SRx4."""
     features: FeatureConfig = FeatureConfig()
     """Network and layer of FID, FD and KID."""
-    lpips: LpipsConfig = LpipsConfig()
-    """Backbone of LPIPS."""
-    identity: IdentityConfig = IdentityConfig()
-    """Recognition network of the identity similarity."""
-    brisque: BrisqueConfig = BrisqueConfig()
-    """Weights of BRISQUE."""
     actors: int = Field(default=1, ge=0)
     """Model actors on Ray Data; the numbers do not depend on how many. 0 measures in the process itself, on all its
     threads, which may round a pixel otherwise."""
@@ -65,6 +59,18 @@ class EvaluateConfig(SizedConfig, ActorConfig):
         """Images that a network sees at a time; where all have sizes of their own, a padded batch would waste all but
         one."""
         return 1 if self.native else MICRO_BATCH
+
+    def image_metrics(self) -> dict[str, ImageMetric]:
+        """The chosen metrics of single images, by name and in the order of the catalogue.
+
+        Raises:
+            UsageError: one lacks its weights.
+        """
+        return {
+            name: kind(getattr(self, name) if kind.options else None, self.crop)
+            for name, kind in IMAGE_METRICS.items()
+            if name in self.metrics
+        }
 
     @model_validator(mode="after")
     def _something_to_measure(self):

@@ -3,7 +3,6 @@
 import hashlib
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +14,6 @@ from facelab.evaluation.rows import ImageSet, draw_key, draw_thresholds, is_firs
 from facelab.evaluation.subject import Model, Subject
 from facelab.images import BadImage, decode_tensor, training_image
 from facelab.metrics.features import Features
-from facelab.metrics.identity import Identity
-from facelab.metrics.no_reference import Brisque
-from facelab.metrics.perceptual import LPIPS_MIN_SIDE, Lpips
-from facelab.metrics.psnr_ssim import SSIM_WINDOW, psnr, ssim
 from facelab.trained.apply import in_fixed_batches
 from models.resize import resize
 
@@ -70,26 +65,13 @@ class Measure:
         self.kinds = {role: images.kind for role, images in sets.items()}
         model = subject.model if isinstance(subject, Model) else None
         self.scale, self.hr_size = (model.scale, model.hr_size) if model else (config.scale, config.hr_size)
-        chosen = config.metrics
         self.features = Features(config.features) if config.real else None
-        self.pixelwise = {
-            f"{name}_{colour}": partial(function, colour=colour, crop=config.crop)
-            for name, function in (("psnr", psnr), ("ssim", ssim))
-            if name in chosen
-            for colour in ("rgb", "y")
-        }
-        self.judges: dict[str, Lpips | Identity] = {}
-        """Networks that compare an output with its truth."""
-        if "lpips" in chosen:
-            lpips = Lpips(config.lpips)
-            self.judges[lpips.name] = lpips
-        if "identity" in chosen:
-            self.judges["identity"] = Identity(config.identity)
-        self.brisque = Brisque(config.brisque) if "brisque" in chosen else None
-        self.names = [*self.pixelwise, *self.judges, *(["brisque"] if self.brisque else [])]
+        self.metrics = config.image_metrics()
+        self.columns = {column: metric for metric in self.metrics.values() for column in metric.columns}
+        """Whose each column of numbers is."""
 
     def to(self, device: torch.device) -> "Measure":
-        for part in (self.subject, *([self.features] if self.features else []), *self.judges.values()):
+        for part in (self.subject, *([self.features] if self.features else []), *self.metrics.values()):
             part.to(device)
         return self
 
@@ -103,7 +85,7 @@ class Measure:
             "rejected": [str(x) for x in batch["rejected"]],
             "digest": [""] * count,
             "output_digest": [""] * count,
-            **{name: np.full(count, np.nan) for name in self.names},
+            **{name: np.full(count, np.nan) for name in self.columns},
         }
         if self.features:
             for layer in self.features.layers:
@@ -145,11 +127,11 @@ class Measure:
         return image[:, :height, :width]
 
     def _large_enough(self, truth: torch.Tensor) -> torch.Tensor:
-        least = {"psnr": 1 + 2 * self.config.crop, "ssim": SSIM_WINDOW + 2 * self.config.crop, "lpips": LPIPS_MIN_SIDE}
         for name in self.config.metrics:
-            if min(truth.shape[-2:]) < least.get(name, 1):
+            least = self.metrics[name].least_side
+            if min(truth.shape[-2:]) < least:
                 size = f"{truth.shape[-1]}x{truth.shape[-2]}"
-                raise BadImage(f"too small: {size} px, but {name} needs {least[name]} a side")
+                raise BadImage(f"too small: {size} px, but {name} needs {least} a side")
         return truth
 
     def outputs(self, faces: list[Face]) -> list[torch.Tensor | BadImage]:
@@ -190,18 +172,14 @@ class Measure:
 
     def _numbers(self, faces: list[Face], sr: torch.Tensor, out: dict[str, Any]) -> None:
         rows = [face.row for face in faces]
-        if self.brisque:
-            out["brisque"][rows] = self.brisque(sr).numpy()
-        if faces[0].role == "real":
+        hr = None if faces[0].role == "real" else torch.stack([face.hr for face in faces])  # pyrefly: ignore
+        for metric in self.metrics.values():
+            if hr is not None or not metric.needs_truth:
+                for column, values in metric.measure(sr, hr, self.config.micro_batch).items():
+                    out[column][rows] = values.numpy()
+        if hr is None:
             self._put_features(rows, sr, out)
             return
-        hr = torch.stack([face.hr for face in faces])  # pyrefly: ignore
-        size = self.config.micro_batch
-        for name, function in self.pixelwise.items():
-            parts = zip(sr.split(size), hr.split(size), strict=True)
-            out[name][rows] = torch.cat([function(a, b) for a, b in parts]).numpy()
-        for name, judge in self.judges.items():
-            out[name][rows] = in_fixed_batches(judge, sr, hr, size=size).numpy()
         drawn = [i for i, face in enumerate(faces) if self._is_drawn(face)]
         if drawn:
             self._put_features([rows[i] for i in drawn], hr[drawn], out)

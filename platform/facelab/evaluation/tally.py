@@ -1,6 +1,8 @@
 """Rows of numbers -> the numbers of a set, in one pass and in memory that does not grow with it."""
 
-from dataclasses import asdict
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +19,12 @@ from facelab.evaluation.rows import ImageSet, draw_key, face_of
 from facelab.metrics import frechet
 from facelab.metrics.intervals import Bootstrap
 from facelab.metrics.kid import CAPACITY, Sample, kid
+from facelab.metrics.number import Number
 from facelab.metrics.protocol import Protocol
 
 _ROWS_PER_GROUP = 65_536  # of per_image.parquet: each group costs some KB until the end
+Found = tuple[str, Number, Protocol]
+"""A number by its name, and how it was computed."""
 
 
 class _Side:
@@ -48,14 +53,14 @@ class Tally:
 
     def __init__(self, config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet], table: Path):
         self.config, self.measure, self.sets = config, measure, sets
-        self.names = measure.names
+        self.names = list(measure.columns)
         roles = ("test", "real", "reference")
         self.counts, self.hashes = dict.fromkeys(roles, 0), {role: shards.RowHash() for role in roles}
         self.outputs = shards.RowHash()
         self.rejected: dict[str, list[dict[str, str]]] = {role: [] for role in roles}
         self.bootstraps = {role: Bootstrap(len(self.names), config.seed) for role in ("test", "real")}
-        self.infinite = np.zeros(len(self.names), np.int64)
-        """Test images for which a metric is infinite: PSNR of equal ones."""
+        self.infinite = {role: np.zeros(len(self.names), np.int64) for role in ("test", "real")}
+        """Images for which a metric is infinite: PSNR of equal ones."""
         layers = measure.features.layers if measure.features else ()
         # Of the real side, what an interval needs.
         self.sides = {layer: {"real": _Side(frechet.GROUPS), "test": _Side(), "reference": _Side()} for layer in layers}
@@ -105,7 +110,7 @@ class Tally:
             if sum(len(table) for table in self.waiting) >= _ROWS_PER_GROUP:
                 self._write_rows()
             if values is not None:
-                self.infinite += np.isinf(values).sum(axis=0)
+                self.infinite[role] += np.isinf(values).sum(axis=0)
                 for name, own in zip(names, values, strict=True):
                     self.bootstraps[role].add(face_of(self.sets[role].kind, name), own)  # variants belong together
         if self.sides:
@@ -131,16 +136,22 @@ class Tally:
         self._check_counts()
         summary: dict[str, Any] = {}
         protocols: dict[str, Protocol] = {}
+
+        def take(found: Iterator[Found]) -> None:
+            for name, number, protocol in found:
+                summary.update(number.flat(name))
+                protocols[name] = protocol
+
         if "test" in self.sets:
-            self._per_image("test", "", summary, protocols)
+            take(self._per_image("test", ""))
             summary |= {"n": self.counts["test"], "lr_kind": self.sets["test"].lr_kind}
             summary |= {"n_rejected": len(self.rejected["test"]), "data_hash": self.hashes["test"].hexdigest()[:16]}
         if "real" in self.sets:
-            self._per_image("real", "_real", summary, protocols)
+            take(self._per_image("real", "_real"))
             summary |= {"n_real": self.counts["real"], "n_reference": self.counts["reference"]}
             summary |= {f"n_rejected_{role}": len(self.rejected[role]) for role in ("real", "reference")}
             for layer in self.sides:
-                self._distances(layer, summary, protocols)
+                take(self._distances(layer))
         summary |= {f"protocol_{name}": protocol.fingerprint for name, protocol in protocols.items()}
         return summary, {name: asdict(protocol) for name, protocol in protocols.items()}
 
@@ -157,29 +168,21 @@ class Tally:
                 )
             shards.require_rows(images.uri, images.kind, self.counts[role] + len(own), images.rows)
 
-    def _per_image(self, role: str, suffix: str, summary: dict[str, Any], protocols: dict[str, Protocol]) -> None:
-        for column, (name, interval) in enumerate(zip(self.names, self.bootstraps[role].intervals(), strict=True)):
-            infinite = int(self.infinite[column]) if role == "test" else 0
-            if interval is None and not infinite:
-                continue  # measured on the other role, or defined for no image
-            key, defined = name + suffix, infinite + (interval.n if interval else 0)
+    def _per_image(self, role: str, suffix: str) -> Iterator[Found]:
+        """Means over the images of a role, but for metrics that are defined for none of them."""
+        intervals = self.bootstraps[role].intervals()
+        measured = zip(self.measure.columns.items(), self.infinite[role], intervals, strict=True)
+        for (column, metric), infinite, interval in measured:
+            defined = int(infinite) + (interval.n if interval else 0)
+            if not defined:
+                continue
             if infinite or interval is None:
-                summary |= {key: float("inf"), f"{key}_infinite": infinite}  # as the mean is, with equal images
+                number = Number(math.inf, infinite=int(infinite))  # as the mean is, with equal images
             else:
-                summary[key] = interval.mean
-                if interval.low is not None:
-                    summary |= {f"{key}_low": interval.low, f"{key}_high": interval.high}
+                number = Number(interval.mean, low=interval.low, high=interval.high)
             if defined < self.counts[role]:
-                summary[f"{key}_undefined"] = self.counts[role] - defined
-            protocols[key] = self._protocol(key, role, **self._settings(name))
-
-    def _settings(self, name: str) -> dict[str, Any]:
-        if name in self.measure.pixelwise:
-            return {"colour": name.partition("_")[2], "crop": self.config.crop}
-        if name in self.measure.judges:
-            return self.measure.judges[name].protocol
-        assert self.measure.brisque
-        return self.measure.brisque.protocol
+                number = replace(number, undefined=self.counts[role] - defined)
+            yield column + suffix, number, self._protocol(column + suffix, role, **metric.record(column))
 
     def _protocol(self, name: str, role: str, **own: Any) -> Protocol:
         size = "native" if self.config.native else str(self.measure.hr_size)
@@ -189,44 +192,47 @@ class Tally:
         lr = self.sets[role].lr_kind
         return Protocol(name, version=1, n=self.counts[role], inputs=inputs, size=size, lr=lr, **own)
 
-    def _distances(self, layer: str, summary: dict[str, Any], protocols: dict[str, Protocol]) -> None:
-        """FD or FID with interval, extrapolation and floor; KID with its own."""
-        c, network, sides = self.config.features, self.measure.features, self.sides[layer]
+    def _distances(self, layer: str) -> Iterator[Found]:
+        """FD or FID, and KID, over a layer."""
+        network, sides = self.measure.features, self.sides[layer]
         assert network is not None
-        main = layer == network.main
-        name = c.metric if main else f"fd_{c.network}_{layer}"
-        kernel = f"kid_{c.network}" + ("" if main else f"_{layer}")
-        real, reference = sides["real"], sides["reference"]
-        if min(real.count, reference.count) < 2:
+        if min(sides["real"].count, sides["reference"].count) < 2:
             raise UsageError(
-                f"{self.config.real}, {self.config.reference}: {real.count} and {reference.count} usable images; a "
-                "Fréchet distance needs 2 on each side"
+                f"{self.config.real}, {self.config.reference}: {sides['real'].count} and {sides['reference'].count} "
+                "usable images; a Fréchet distance needs 2 on each side"
             )
-        base = frechet.Reference(reference.parts[0], "reference")
-        found = frechet.estimate(base, real.parts)
-        summary[name] = found.value
-        missing = "" if "test" in self.sets else "no floor, as --test was not given"
-        warning = "; ".join(filter(None, (found.warning, missing)))
-        spread = {"low": found.low, "high": found.high, "infinity": found.infinity, "warning": warning or None}
-        summary |= {f"{name}_{key}": value for key, value in spread.items() if value is not None}
-        summary |= {f"{name}_layer": layer, f"{name}_dims": network.dims[layer]}
-        distance = kid(reference.sample.rows(), real.sample.rows(), seed=self.config.seed)
-        summary |= {kernel: distance.mean, f"{kernel}_subset_size": distance.subset_size}
-        summary |= {f"{kernel}_std": distance.std} if distance.std is not None else {}
-        floor, drawn = sides["test"], self.drawn[layer]
-        if floor.count >= 2:
-            # Sharp test faces against the sharp reference: what a perfect model would have, at the same N.
-            summary |= {f"{name}_floor": base.distance(floor.parts[0], "test"), f"{name}_floor_n": floor.count}
-            if drawn.count >= 2:  # fewer test faces than real ones
-                summary |= {f"{name}_at_floor": base.distance(drawn), f"{name}_at_floor_n": drawn.count}
-            summary[f"{kernel}_floor"] = kid(reference.sample.rows(), floor.sample.rows(), seed=self.config.seed).mean
         common = {
             "colour": "rgb",
             "weights": network.sha256,
             "reference": self.hashes["reference"].hexdigest(),
             "n_reference": self.counts["reference"],
         }
-        protocols[name] = self._protocol(name, "real", **common, settings={"layer": layer})
+        name, kernel = self.config.features.names(layer)
+        distance = replace(self._frechet(layer), layer=layer, dims=network.dims[layer])
+        yield name, distance, self._protocol(name, "real", **common, settings={"layer": layer})
+        distance = self._kernel(layer)
         settings = {"layer": layer, "subset_size": distance.subset_size, "seed": self.config.seed}
         settings |= {"drawn_from_at_most": CAPACITY}
-        protocols[kernel] = self._protocol(kernel, "real", **common, settings=settings)
+        yield kernel, distance, self._protocol(kernel, "real", **common, settings=settings)
+
+    def _frechet(self, layer: str) -> Number:
+        """With interval, extrapolation and floor: sharp test faces against the sharp reference, at the same N."""
+        sides, drawn = self.sides[layer], self.drawn[layer]
+        base, floor = frechet.Reference(sides["reference"].parts[0], "reference"), sides["test"]
+        found = frechet.estimate(base, sides["real"].parts)
+        missing = "" if "test" in self.sets else "no floor, as --test was not given"
+        warning = "; ".join(filter(None, (found.warning, missing))) or None
+        number = Number(found.value, low=found.low, high=found.high, infinity=found.infinity, warning=warning)
+        if floor.count >= 2:
+            number = replace(number, floor=base.distance(floor.parts[0], "test"), floor_n=floor.count)
+            if drawn.count >= 2:  # fewer test faces than real ones
+                number = replace(number, at_floor=base.distance(drawn), at_floor_n=drawn.count)
+        return number
+
+    def _kernel(self, layer: str) -> Number:
+        """With the deviation over its subsets, and the floor."""
+        reference, real, floor = (self.sides[layer][role] for role in ("reference", "real", "test"))
+        rows, seed = reference.sample.rows(), self.config.seed
+        found = kid(rows, real.sample.rows(), seed=seed)
+        least = kid(rows, floor.sample.rows(), seed=seed).mean if floor.count >= 2 else None
+        return Number(found.mean, subset_size=found.subset_size, std=found.std, floor=least)

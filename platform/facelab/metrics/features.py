@@ -1,20 +1,18 @@
 """The networks that Fréchet and kernel distances look through: VGG-16, MobileNetV2, and pytorch-fid's Inception."""
 
-import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
-from unittest import mock
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import model_validator
 from torch import nn
+from torchvision.models import Inception3, inception_v3
 
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import to_float
 from facelab.trained.weights import build_features, resolve_weights
-from models.features import FEATURE_NETWORKS
+from models.features import FEATURE_NETWORKS, FeatureNetwork
 
 SMALL = 64
 """Dimensions of the variant for small sets, at most."""
@@ -24,7 +22,14 @@ _LAYERS = {
     "mobilenet_v2": ("block10", "block10"),
     "inception": ("pool3", "pool1"),
 }
-_INCEPTION_BLOCKS = {"pool1": 0, "pool2": 1, "aux": 2, "pool3": 3}  # 64, 192, 768 and 2048 channels
+# Layer of pytorch-fid's Inception -> torchvision's modules that lead there from the layer before; they end in 64,
+# 192, 768 and 2048 channels.
+_INCEPTION_BLOCKS = {
+    "pool1": ("Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "maxpool1"),
+    "pool2": ("Conv2d_3b_1x1", "Conv2d_4a_3x3", "maxpool2"),
+    "aux": ("Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"),
+    "pool3": ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
+}
 
 
 class FeatureConfig(Config):
@@ -50,10 +55,15 @@ class FeatureConfig(Config):
         """The layer, or the network's usual one."""
         return self.layer or _LAYERS[self.network][0]
 
-    @property
-    def metric(self) -> str:
-        """Name of the distance: FID is the one over pytorch-fid's pool3, and nothing else."""
-        return "fid" if (self.network, self.chosen_layer) == ("inception", "pool3") else f"fd_{self.network}"
+    def names(self, layer: str) -> tuple[str, str]:
+        """What the Fréchet and the kernel distance over a layer are called; the chosen layer goes without saying.
+
+        FID is the distance over pytorch-fid's pool3, and nothing else.
+        """
+        chosen = layer == self.chosen_layer
+        network = self.network if chosen else f"{self.network}_{layer}"
+        is_fid = (self.network, layer) == ("inception", "pool3")
+        return "fid" if is_fid else f"fd_{network}", f"kid_{network}"
 
 
 class Features:
@@ -70,7 +80,7 @@ class Features:
         self.sha256 = resolve_weights(config.network, config.weights).sha256
         layers = tuple(dict.fromkeys((self.main, _LAYERS[config.network][1])))
         self.device = torch.device("cpu")
-        self.network: nn.Module
+        self.network: FeatureNetwork | _FidInception
         if config.network == "inception":
             self.network = _FidInception(layers, config.weights)
         else:
@@ -85,7 +95,7 @@ class Features:
 
     def _pooled(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         with torch.no_grad():
-            return self.network.pooled(images)  # pyrefly: ignore  (both have it)
+            return self.network.pooled(images)
 
     def __call__(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         found = self._pooled(to_float(images.to(self.device)))
@@ -93,31 +103,54 @@ class Features:
 
 
 class _FidInception(nn.Module):
-    """pytorch-fid's InceptionV3, which wants [0, 1] and resizes to 299 px itself, bilinearly and without antialias."""
+    """pytorch-fid's InceptionV3, up to the last of some layers."""
 
     def __init__(self, layers: tuple[str, ...], uri: str | None):
+        """
+        Raises:
+            UsageError: no weights, or those of another network.
+        """
         super().__init__()
-        from pytorch_fid.inception import InceptionV3
-
-        weights = resolve_weights("inception", uri)
-        self.blocks = {_INCEPTION_BLOCKS[layer]: layer for layer in layers}
-        with loading("pytorch_fid.inception", "load_state_dict_from_url", lambda: weights.values):
-            try:
-                self.network = InceptionV3(list(self.blocks)).eval()
-            except (RuntimeError, TypeError, AttributeError) as error:
-                reason = str(error).splitlines()[0]
-                raise UsageError(f"{weights.source}: not the weights of pytorch-fid's Inception ({reason})") from error
+        weights, network = resolve_weights("inception", uri), _untrained_inception()
+        try:
+            network.load_state_dict(weights.values)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{weights.source}: not the weights of pytorch-fid's Inception ({reason})") from error
+        self.layers, known = layers, list(_INCEPTION_BLOCKS)
+        self.blocks = nn.ModuleDict(
+            {
+                layer: nn.Sequential(*(getattr(network, name) for name in _INCEPTION_BLOCKS[layer]))
+                for layer in known[: 1 + max(map(known.index, layers))]
+            }
+        )
+        self.eval().requires_grad_(False)
 
     def pooled(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> {layer: (B, d)}."""
-        # Back to exact n/255, as pytorch-fid reads its files.
-        maps = self.network(((images + 1) * 127.5).round() / 255)
-        return {self.blocks[b]: x.mean(dim=(2, 3)) for b, x in zip(sorted(self.blocks), maps, strict=True)}
+        """(B, 3, H, W) in [-1, 1] -> {layer: (B, d)}. First all become 299 px wide and high, as pytorch-fid does it:
+        bilinearly and without antialias."""
+        x = ((images + 1) * 127.5).round() / 255  # back to exact n/255, as pytorch-fid reads its files
+        x = 2 * F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False) - 1
+        found = {}
+        for layer, block in self.blocks.items():
+            x = block(x)
+            if layer in self.layers:
+                found[layer] = x.mean(dim=(2, 3))
+        return found
 
 
-@contextmanager
-def loading(module: str, function: str, values: Callable[[], Any]) -> Iterator[None]:
-    """For libraries that can only download their weights: for the time of the block, their loader gives what our
-    resolver found. It is replaced in the whole process, so other threads must not load then."""
-    with mock.patch.object(importlib.import_module(module), function, side_effect=lambda *_, **__: values()):
-        yield
+def _untrained_inception() -> Inception3:
+    """The network that pytorch-fid's weights are for: torchvision's, with its own blocks in nine places."""
+    from pytorch_fid import inception as fid
+
+    network = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
+    network.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
+    network.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)
+    network.Mixed_5d = fid.FIDInceptionA(288, pool_features=64)
+    network.Mixed_6b = fid.FIDInceptionC(768, channels_7x7=128)
+    network.Mixed_6c = fid.FIDInceptionC(768, channels_7x7=160)
+    network.Mixed_6d = fid.FIDInceptionC(768, channels_7x7=160)
+    network.Mixed_6e = fid.FIDInceptionC(768, channels_7x7=192)
+    network.Mixed_7b = fid.FIDInceptionE_1(1280)
+    network.Mixed_7c = fid.FIDInceptionE_2(2048)
+    return network

@@ -11,6 +11,11 @@ from scipy.linalg import eigh
 from scipy.linalg.blas import dsymm, dsyr, dsyrk  # pyrefly: ignore  (made at import)
 from scipy.linalg.lapack import dpotrf, dpstrf, dsygst  # pyrefly: ignore
 
+from facelab.metrics.protocol import Metric
+
+FID = Metric("FID", -1, ".2f")
+FD = Metric("FD {}", -1, ".4g")
+"""How it is shown: FID over the features that the word means, FD over any other."""
 GROUPS = 10
 """Parts of a set that intervals and the extrapolation are computed from."""
 _T_95 = 2.262  # 97.5 % quantile of Student's t with GROUPS - 1 degrees of freedom

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +12,15 @@ from facelab import storage
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import centre_square
+from facelab.metrics.image_metric import ImageMetric
+from facelab.metrics.protocol import Metric
 from models.resize import resize
 
 
 class IdentityConfig(Config):
-    """A face-recognition network; the defaults fit ArcFace's as InsightFace publishes them."""
+    """Recognition network of the identity similarity."""
+
+    # The defaults fit ArcFace's as InsightFace publishes them.
 
     embedding: Uri | None = None
     """URI of the network: .onnx, TorchScript (.pt, .ts) or torch.export (.pt2); (B, 3, S, S) -> (B, D)."""
@@ -30,32 +34,36 @@ class IdentityConfig(Config):
     """Then divided by."""
 
 
-class Identity:
-    """Two (B, 3, H, W) uint8 -> (B,) cosines in [-1, 1]; of faces that are not square, the centre counts."""
+class Identity(ImageMetric):
+    """A cosine in [-1, 1]; of faces that are not square, the centre counts."""
 
-    def __init__(self, config: IdentityConfig):
+    shown = Metric("identity", 1, ".3f")
+    options = IdentityConfig
+    is_network = True
+    columns = ("identity",)
+
+    def __init__(self, options: IdentityConfig, crop: int = 0):
         """
         Raises:
             UsageError: no network given, or one that cannot be read or gives no embeddings.
         """
-        if config.embedding is None:
+        super().__init__(options, crop)
+        if options.embedding is None:
             raise UsageError(
                 "metric identity: needs --identity.embedding, the URI of a face-recognition network as ONNX, "
                 "TorchScript or torch.export file, such as an ArcFace of 112 px; none comes with facelab"
             )
-        self.config, self.device = config, torch.device("cpu")
-        self.data = storage.read_bytes(config.embedding)
-        digest, settings = hashlib.sha256(self.data).hexdigest(), config.model_dump(exclude={"embedding"})
-        self.protocol = {"colour": config.colour, "weights": digest, "settings": settings}
+        self.config, self.device = options, torch.device("cpu")
+        self.data = storage.read_bytes(options.embedding)
         self._network: Any = None
         found = self.embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
         if found.ndim != 2 or len(found) != 2:
-            raise UsageError(f"{config.embedding}: gives {tuple(found.shape)} for 2 faces, not embeddings (2, D)")
+            raise UsageError(f"{options.embedding}: gives {tuple(found.shape)} for 2 faces, not embeddings (2, D)")
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_network": None}  # neither kind of network can be pickled: workers load the bytes
 
-    def to(self, device: torch.device) -> "Identity":
+    def to(self, device: torch.device) -> Self:
         self.device, self._network = device, None
         return self
 
@@ -76,8 +84,13 @@ class Identity:
                 "its --identity.size"
             ) from error
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cosine_similarity(self.embed(x), self.embed(y))
+    def __call__(self, images: torch.Tensor, truth: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        assert truth is not None
+        return {"identity": F.cosine_similarity(self.embed(images), self.embed(truth))}
+
+    def record(self, column: str) -> dict[str, Any]:
+        digest, settings = hashlib.sha256(self.data).hexdigest(), self.config.model_dump(exclude={"embedding"})
+        return {"colour": self.config.colour, "weights": digest, "settings": settings}
 
     def _load(self) -> Any:
         uri = str(self.config.embedding)

@@ -6,6 +6,10 @@ from typing import Self
 import numpy as np
 import torch
 
+from facelab.metrics.protocol import Metric
+
+KERNEL = Metric("KID {}", -1, ".3g")
+"""How it is shown."""
 SUBSETS, SUBSET_SIZE = 100, 1000
 """As in torch-fidelity and torchmetrics; smaller sets take all of the smaller side."""
 CAPACITY = 10 * SUBSET_SIZE

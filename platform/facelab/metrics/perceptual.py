@@ -1,7 +1,7 @@
 """LPIPS (Zhang et al., arXiv 1801.03924), v0.1: the lpips package's code and heads on a backbone by our resolver."""
 
 import warnings
-from typing import Literal
+from typing import Any, Literal, Self
 
 import lpips
 import torch
@@ -9,11 +9,9 @@ import torch
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import to_float
-from facelab.metrics.protocol import library
+from facelab.metrics.image_metric import ImageMetric
+from facelab.metrics.protocol import Metric, library
 from facelab.trained.weights import resolve_weights
-
-LPIPS_MIN_SIDE = 32
-"""px; of smaller images AlexNet's last layers have nothing left."""
 
 
 class LpipsConfig(Config):
@@ -25,20 +23,25 @@ class LpipsConfig(Config):
     """URI of the backbone's ImageNet weights (torchvision's IMAGENET1K_V1); default: torchvision's download."""
 
 
-class Lpips:
-    """Two (B, 3, H, W) uint8 of one size -> (B,) distances, 0 for equal images."""
+class Lpips(ImageMetric):
+    """A distance, 0 for equal images."""
 
-    def __init__(self, config: LpipsConfig):
+    shown = Metric("LPIPS {}", -1, ".4f")
+    options = LpipsConfig
+    is_network = True
+
+    def __init__(self, options: LpipsConfig, crop: int = 0):
         """
         Raises:
             UsageError: no weights, or those of another network.
         """
-        weights = resolve_weights(f"lpips_{config.network}", config.weights)
-        self.name, self.device = f"lpips_{config.network}", torch.device("cpu")
-        self.protocol = {"colour": "rgb", "weights": weights.sha256, "settings": library("lpips")}
+        super().__init__(options, crop)
+        weights = resolve_weights(f"lpips_{options.network}", options.weights)
+        self.columns = (f"lpips_{options.network}",)
+        self.sha256, self.device = weights.sha256, torch.device("cpu")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="torchvision")  # lpips uses arguments that it has renamed
-            self.network = lpips.LPIPS(net=config.network, pnet_rand=True, verbose=False).requires_grad_(False)
+            self.network = lpips.LPIPS(net=options.network, pnet_rand=True, verbose=False).requires_grad_(False)
         backbone = self.network.net
         # lpips cuts the backbone into slices and keeps torchvision's indices within them: slice2.3.weight is
         # features.3.weight.
@@ -47,13 +50,22 @@ class Lpips:
             backbone.load_state_dict({key: weights.values[theirs] for key, theirs in own.items()})
         except (KeyError, TypeError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise UsageError(f"{weights.source}: not torchvision's weights of {config.network} ({reason})") from error
+            raise UsageError(f"{weights.source}: not torchvision's weights of {options.network} ({reason})") from error
 
-    def to(self, device: torch.device) -> "Lpips":
+    @property
+    def least_side(self) -> int:
+        return 32  # of smaller images AlexNet's last layers have nothing left
+
+    def to(self, device: torch.device) -> Self:
         self.device = device
         self.network.to(device)
         return self
 
     @torch.no_grad()
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.network(to_float(x.to(self.device)), to_float(y.to(self.device))).flatten()
+    def __call__(self, images: torch.Tensor, truth: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        assert truth is not None
+        x, y = (to_float(side.to(self.device)) for side in (images, truth))
+        return {self.columns[0]: self.network(x, y).flatten()}
+
+    def record(self, column: str) -> dict[str, Any]:
+        return {"colour": "rgb", "weights": self.sha256, "settings": library("lpips")}

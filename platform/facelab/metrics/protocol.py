@@ -12,35 +12,11 @@ class Metric:
     """What a reader of a table must know of a column."""
 
     title: str
+    """With its unit."""
     better: int
     """1: higher is better; -1: lower."""
     digits: str
     """Format of its numbers."""
-
-
-_METRICS = {
-    "psnr": Metric("PSNR {}, dB", 1, ".2f"),
-    "ssim": Metric("SSIM {}", 1, ".4f"),
-    "fid": Metric("FID", -1, ".2f"),
-    "fd": Metric("FD {}", -1, ".4g"),
-    "kid": Metric("KID {}", -1, ".3g"),
-    "lpips": Metric("LPIPS {}", -1, ".4f"),
-    "identity": Metric("identity", 1, ".3f"),
-    "brisque": Metric("BRISQUE {}", -1, ".1f"),
-}
-_QUALIFIERS = {"rgb": "RGB", "y": "Y"}
-
-
-def metric(name: str) -> Metric:
-    """What is known of a metric by its name in summary.json, such as psnr_y, fd_vgg16 or brisque_real.
-
-    Raises:
-        KeyError: no metric of this project.
-    """
-    family, _, qualifier = name.partition("_")
-    known = _METRICS[family]
-    title = known.title.format(_QUALIFIERS.get(qualifier, qualifier)).replace(" ,", ",").strip()
-    return Metric(title, known.better, known.digits)
 
 
 @dataclass(frozen=True)
@@ -83,6 +59,11 @@ class Protocol:
 def library(name: str) -> dict[str, str]:
     """Settings of a metric that a library computes."""
     return {"library": f"{name} {metadata.version(name)}"}
+
+
+def fingerprint_of(name: str, summary: dict[str, Any]) -> str | None:
+    """The protocol of a summary's number; None if it has no such number."""
+    return summary.get(f"protocol_{name}")
 
 
 def metric_names(summary: dict[str, Any]) -> list[str]:

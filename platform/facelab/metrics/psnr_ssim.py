@@ -1,8 +1,13 @@
 """PSNR and SSIM as super-resolution papers compute them: on uint8, per image, RGB or BT.601 studio-range Y."""
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 
+from facelab.metrics.image_metric import ImageMetric
+from facelab.metrics.protocol import Metric
 from models.colour import rgb_to_ycbcr
 
 SSIM_WINDOW = 11
@@ -70,3 +75,37 @@ def _channels(x: torch.Tensor, y: torch.Tensor, colour: str, crop: int) -> tuple
         return rgb_to_ycbcr(image / 255)[:, :1] if colour == "y" else image
 
     return prepare(x), prepare(y)
+
+
+class _OfPixels(ImageMetric):
+    """A function of pixels, on RGB and on Y."""
+
+    function: ClassVar[Callable[..., torch.Tensor]]
+    window: ClassVar[int] = 1
+    """Side in px that must remain after the crop."""
+
+    @property
+    def least_side(self) -> int:
+        return self.window + 2 * self.crop
+
+    def __call__(self, images: torch.Tensor, truth: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        return {name: self.function(images, truth, **self.record(name)) for name in self.columns}
+
+    def record(self, column: str) -> dict[str, Any]:
+        return {"colour": column.partition("_")[2], "crop": self.crop}
+
+
+class Psnr(_OfPixels):
+    """`psnr` of an evaluation."""
+
+    shown = Metric("PSNR {}, dB", 1, ".2f")
+    columns = ("psnr_rgb", "psnr_y")
+    function = staticmethod(psnr)
+
+
+class Ssim(_OfPixels):
+    """`ssim` of an evaluation."""
+
+    shown = Metric("SSIM {}", 1, ".4f")
+    columns = ("ssim_rgb", "ssim_y")
+    function, window = staticmethod(ssim), SSIM_WINDOW

@@ -23,8 +23,8 @@ from facelab.errors import StoreError, UsageError
 from facelab.evaluation.rows import face_of
 from facelab.images import decode_tensor
 from facelab.job import Job
+from facelab.metrics.catalogue import metric
 from facelab.metrics.intervals import Interval, paired_difference
-from facelab.metrics.protocol import metric
 from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
 from facelab.reports.table import Row, Table, arrow, build_table, floor_of
 from facelab.tracking.runs import JobRun, find_runs, run_artifacts
@@ -261,15 +261,15 @@ def _plot_intervals(table: Table, results: list[Result]) -> Figure:
     )
     for axis, (name, known) in zip(axes.flat, table.metrics.items(), strict=False):
         for y, result in enumerate(results):
-            value, low, high = (result.row.summary.get(f"{name}{end}") for end in ("", "_low", "_high"))
-            deviation = result.row.summary.get(f"{name}_std")
-            if value is None or not np.isfinite(value):
+            number = result.row.number(name)
+            if number is None or not np.isfinite(number.value):
                 continue
-            if deviation is not None:
-                low, high = value - deviation, value + deviation
+            low, high = number.low, number.high
+            if number.std is not None:
+                low, high = number.value - number.std, number.value + number.std
             if low is not None and high is not None:
                 axis.plot([low, high], [y, y], color="tab:blue", lw=2, alpha=0.5)
-            axis.plot(value, y, "o", color="tab:blue")
+            axis.plot(number.value, y, "o", color="tab:blue")
         if (floor := floor_of(name, [result.row for result in results])) is not None:
             axis.axvline(float(floor), color="grey", ls=":", lw=1)
         axis.set_title(f"{known.title} {arrow(known)}", fontsize=10)

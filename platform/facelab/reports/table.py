@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facelab.errors import UsageError
-from facelab.metrics.protocol import Metric, differences, metric, metric_names
+from facelab.metrics.catalogue import metric
+from facelab.metrics.number import Number
+from facelab.metrics.protocol import Metric, differences, fingerprint_of, metric_names
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,10 @@ class Row:
     summary: dict[str, Any]
     protocols: dict[str, dict[str, Any]] = field(default_factory=dict)
     """protocol.json, to say in what two protocols differ."""
+
+    def number(self, name: str) -> Number | None:
+        """None where the evaluation has no such number, or not how it was computed."""
+        return None if fingerprint_of(name, self.summary) is None else Number.of(name, self.summary)
 
 
 @dataclass(frozen=True)
@@ -107,16 +113,15 @@ def build_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> Table:
 def floor_of(name: str, rows: Sequence[Row]) -> str | None:
     """The floor of a distance as the table shows it, where all rows that have one agree: they need not have judged the
     same test faces."""
-    values = {
-        format(row.summary[f"{name}_floor"], metric(name).digits) for row in rows if f"{name}_floor" in row.summary
-    }
+    floors = [number.floor for row in rows if (number := row.number(name))]
+    values = {format(floor, metric(name).digits) for floor in floors if floor is not None}
     return values.pop() if len(values) == 1 else None
 
 
 def _require_one_protocol(name: str, rows: Sequence[Row]) -> None:
-    having = [row for row in rows if f"protocol_{name}" in row.summary]
+    having = [row for row in rows if fingerprint_of(name, row.summary) is not None]
     for row in having[1:]:
-        if row.summary[f"protocol_{name}"] != having[0].summary[f"protocol_{name}"]:
+        if fingerprint_of(name, row.summary) != fingerprint_of(name, having[0].summary):
             how = differences(having[0].protocols.get(name, {}), row.protocols.get(name, {}))
             raise UsageError(
                 f"{name} of {having[0].name} and of {row.name} cannot stand in one column, as they were not computed "
@@ -125,29 +130,20 @@ def _require_one_protocol(name: str, rows: Sequence[Row]) -> None:
 
 
 def _column(name: str, rows: Sequence[Row], known: Metric) -> list[Cell | None]:
-    numbers = [_number(name, row.summary) for row in rows]
-    best = max((v * known.better for v in numbers if v is not None), default=math.nan)
+    numbers = [row.number(name) for row in rows]
+    best = max((number.value * known.better for number in numbers if number), default=math.nan)
     cells: list[Cell | None] = []
-    for row, value in zip(rows, numbers, strict=True):
-        if value is None:
+    for number in numbers:
+        if number is None:
             cells.append(None)
             continue
-        get = row.summary.get
-        low, high, deviation = get(f"{name}_low"), get(f"{name}_high"), get(f"{name}_std")
-        spread = f"± {deviation:{known.digits}}" if deviation is not None else ""
-        if low is not None and high is not None:
-            spread = f"[{low:{known.digits}}, {high:{known.digits}}]"
-        mark = "†" if get(f"{name}_warning") else ""
-        shown = "∞" if math.isinf(value) else format(value, known.digits)
-        cells.append(Cell(shown, spread, value * known.better == best and len(rows) > 1, mark))
+        spread = f"± {number.std:{known.digits}}" if number.std is not None else ""
+        if number.low is not None and number.high is not None:
+            spread = f"[{number.low:{known.digits}}, {number.high:{known.digits}}]"
+        mark = "†" if number.warning else ""
+        shown = "∞" if math.isinf(number.value) else format(number.value, known.digits)
+        cells.append(Cell(shown, spread, number.value * known.better == best and len(rows) > 1, mark))
     return cells
-
-
-def _number(name: str, summary: dict[str, Any]) -> float | None:
-    """A number of a summary; JSON knows no infinity, and has null where it was computed and is infinite."""
-    if f"protocol_{name}" not in summary:
-        return None
-    return math.inf if summary[name] is None else float(summary[name])
 
 
 def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -> list[str]:
@@ -156,26 +152,23 @@ def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -
         counts.items(), ("test faces", "real faces"), strict=True) if found]  # fmt: skip
     notes = [f"{' and '.join(told)}; [ , ]: 95 % interval, ±: standard deviation over subsets."]
     for name in chosen:
-        title = metrics[name].title
-        if warnings := {row.summary[f"{name}_warning"] for row in rows if f"{name}_warning" in row.summary}:
+        title, digits = metrics[name].title, metrics[name].digits
+        having = [(row.name, number) for row in rows if (number := row.number(name))]
+        if warnings := {number.warning for _, number in having if number.warning is not None}:
             notes.append(f"† {title}: {'; '.join(sorted(warnings))}.")
-        same = [(r.name, r.summary) for r in rows if f"{name}_at_floor" in r.summary]
-        if same:
-            counts = {summary[f"{name}_{key}"] for _, summary in same for key in ("floor_n", "at_floor_n")}
-            own = len(counts) > 1  # images were set aside, or the test sets differ
+        if same := [(who, number) for who, number in having if number.at_floor is not None]:
+            # Where images were set aside or the test sets differ, each has its own N.
+            own = len({n for _, number in same for n in (number.floor_n, number.at_floor_n)}) > 1
             listed = ", ".join(
-                f"{who} {summary[f'{name}_at_floor']:{metrics[name].digits}}"
-                + (f" (N = {summary[f'{name}_at_floor_n']})" if own else "")
-                for who, summary in same
+                f"{who} {number.at_floor:{digits}}" + (f" (N = {number.at_floor_n})" if own else "")
+                for who, number in same
             )
-            floors = " or ".join(map(str, sorted({summary[f"{name}_floor_n"] for _, summary in same})))
+            floors = " or ".join(map(str, sorted({n for _, number in same if (n := number.floor_n)})))
             notes.append(f"{title}: the floor is at N = {floors}, where the models have: {listed}.")
-        undefined = [(r.name, r.summary[f"{name}_undefined"]) for r in rows if f"{name}_undefined" in r.summary]
-        if undefined:
+        if undefined := [(who, number.undefined) for who, number in having if number.undefined is not None]:
             notes.append(f"{title}: undefined for {', '.join(f'{count} images of {who}' for who, count in undefined)}.")
-        limits = [(r.name, r.summary[f"{name}_infinity"]) for r in rows if f"{name}_infinity" in r.summary]
-        if limits:
-            listed = ", ".join(f"{who} {value:{metrics[name].digits}}" for who, value in limits)
+        if limits := [(who, number.infinity) for who, number in having if number.infinity is not None]:
+            listed = ", ".join(f"{who} {limit:{digits}}" for who, limit in limits)
             notes.append(f"{title} extrapolated to infinitely many images: {listed}.")
     return notes
 

@@ -1,0 +1,61 @@
+"""A number of an evaluation with all that is needed to read it, and how a summary, which is flat, holds it."""
+
+from dataclasses import dataclass, fields
+from math import inf
+from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Number:
+    """A metric's value; the rest is None where it does not apply.
+
+    The fields after the value are the keys of a summary: `low` of psnr_y is its psnr_y_low.
+    """
+
+    value: float
+    """inf where it is infinite: PSNR of equal images."""
+    infinite: int | None = None
+    """Images that make it so."""
+    low: float | None = None
+    """95 % interval."""
+    high: float | None = None
+    infinity: float | None = None
+    """Extrapolated to infinitely many images."""
+    warning: str | None = None
+    """Why it must not be taken for more than it is."""
+    layer: str | None = None
+    """Whose features are compared."""
+    dims: int | None = None
+    """Channels of that layer."""
+    subset_size: int | None = None
+    """Images in each of the random subsets that it is the mean of."""
+    std: float | None = None
+    """Standard deviation over the subsets."""
+    floor: float | None = None
+    """What a perfect model would have."""
+    floor_n: int | None = None
+    """Images that the floor was computed from."""
+    at_floor: float | None = None
+    """The number from as many images as the floor, where `value` is from more."""
+    at_floor_n: int | None = None
+    undefined: int | None = None
+    """Images for which it is not defined, and which are left out."""
+
+    def flat(self, name: str) -> dict[str, Any]:
+        """Its keys and values in a summary, under the name of its metric."""
+        more = {field: value for field in _MORE if (value := getattr(self, field)) is not None}
+        return {name: self.value} | {f"{name}_{field}": value for field, value in more.items()}
+
+    @classmethod
+    def of(cls, name: str, summary: dict[str, Any]) -> Self:
+        """What `flat` wrote, also if that has been through JSON: it knows no infinity and has null instead.
+
+        Raises:
+            KeyError: the summary has no such number.
+        """
+        value = summary[name]
+        more = {field: summary.get(f"{name}_{field}") for field in _MORE}
+        return cls(inf if value is None else float(value), **more)
+
+
+_MORE = tuple(field.name for field in fields(Number))[1:]
