@@ -27,6 +27,7 @@ from facelab.reports.report import REPORT, ReportConfig
 from facelab.reports.table import Row, build_table
 from facelab.trained import store
 from facelab.trained.apply import super_resolve
+from facelab.trained.pyfunc import _load_pyfunc
 from facelab.training.launch import run_training
 from facelab.training.sr import TrainSRConfig
 from hypothesis import given, settings
@@ -133,6 +134,17 @@ def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_fold
         one[k] for k in one if k.startswith("protocol")
     ]
     assert numbers(here) == pytest.approx(numbers(one), rel=1e-3, abs=1e-4)
+
+
+def test_a_model_taken_away_makes_what_was_measured(tmp_path, hr_folder, edsr):
+    """What MLflow loads gives the evaluation's images to the last bit, alone and in a batch of any size."""
+    evaluate(config(tmp_path, model=edsr, test=str(hr_folder)))
+    examples = pq.read_table(tmp_path / "out" / "examples.parquet").to_pylist()
+    lr, sr = (torch.stack([decode_tensor(e[key]) for e in examples]) for key in ("lr", "sr"))
+    model = _load_pyfunc(edsr)
+    assert np.array_equal(model.predict(lr.numpy()), sr.numpy())
+    for i in (0, 5):
+        assert np.array_equal(model.predict(lr[i : i + 1].numpy()), sr[i : i + 1].numpy())
 
 
 def test_a_checkpoint_of_a_training(tmp_path, hr_folder):

@@ -9,9 +9,9 @@ from facelab import storage
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.rows import ImageSet
-from facelab.images import IMAGE_SUFFIXES, BadImage, decode_tensor, to_float, to_uint8
+from facelab.images import IMAGE_SUFFIXES, BadImage, decode_tensor
 from facelab.trained import store
-from facelab.trained.apply import in_fixed_batches
+from facelab.trained.apply import super_resolve
 
 
 @dataclass
@@ -21,7 +21,6 @@ class Model:
     model: store.TrainedModel
     uri: str
     micro_batch: int
-    device: torch.device
 
     @property
     def name(self) -> str:
@@ -33,18 +32,12 @@ class Model:
         return self.model.digest[:16]
 
     def to(self, device: torch.device) -> "Model":
-        self.device = device  # pyrefly: ignore  (takes torch.device for a descriptor)
         self.model.network.to(device)
         return self
 
-    @torch.no_grad()
     def outputs(self, role: str, ids: list[str], lr: torch.Tensor) -> list[torch.Tensor | BadImage]:
         """(B, 3, h, w) uint8 of one size -> (3, scale·h, scale·w) uint8 each."""
-
-        def enlarge(images: torch.Tensor) -> torch.Tensor:
-            return to_uint8(self.model.network(to_float(images.to(self.device))))
-
-        return list(in_fixed_batches(enlarge, lr, size=self.micro_batch))
+        return list(super_resolve(self.model.network, lr, self.micro_batch))
 
 
 @dataclass
@@ -93,12 +86,12 @@ def load_subject(config: EvaluateConfig, sets: dict[str, ImageSet]) -> Subject:
         return finished
     else:
         model = store.load_model(config.model, "sr")
-    return Model(model, config.model, config.micro_batch, torch.device("cpu"))
+    return Model(model, config.model, config.micro_batch)
 
 
 def _finished(config: EvaluateConfig, sets: dict[str, ImageSet]) -> FinishedImages | None:
     uri = config.model
-    if uri.startswith("models:/") or store.holds_model(uri):
+    if store.holds_model(uri):
         return None
     found = storage.list_files(uri, IMAGE_SUFFIXES)
     if not found:

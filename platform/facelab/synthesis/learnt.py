@@ -3,10 +3,9 @@
 import torch
 
 from facelab.data.tensors import FaceSet
-from facelab.images import to_float, to_uint8
 from facelab.seeding import generator_for, seed_for
 from facelab.synthesis.degrader import Degraded, Degrader
-from facelab.trained.apply import in_fixed_batches
+from facelab.trained.apply import degrade
 from facelab.trained.store import TrainedModel
 from models.network import DegraderNetwork
 
@@ -27,18 +26,10 @@ class Learnt(Degrader):
         self.network.to(device)
         return self
 
-    @torch.no_grad()
     def degrade(self, hr: torch.Tensor, digests: list[str], variant: int) -> Degraded:
-        network = self.network
-        device = next(network.parameters()).device
         generators = [generator_for(self.seed, "noise", digest, variant) for digest in digests]
-        noise = torch.stack([torch.randn(network.noise_dim, generator=generator) for generator in generators])
-
-        def low(faces: torch.Tensor, z: torch.Tensor, *styles: torch.Tensor) -> torch.Tensor:
-            given = to_float(styles[0].to(device)) if styles else None
-            return to_uint8(network.degrade(to_float(faces.to(device)), z.to(device), given))
-
+        noise = torch.stack([torch.randn(self.network.noise_dim, generator=generator) for generator in generators])
         if self.bank is None:
-            return in_fixed_batches(low, hr, noise), [[] for _ in digests]
+            return degrade(self.network, hr, noise), [[] for _ in digests]
         chosen = [seed_for(self.seed, "style", digest, variant) % len(self.bank) for digest in digests]
-        return in_fixed_batches(low, hr, noise, self.bank.images[chosen]), [[self.bank.ids[i]] for i in chosen]
+        return degrade(self.network, hr, noise, self.bank.images[chosen]), [[self.bank.ids[i]] for i in chosen]

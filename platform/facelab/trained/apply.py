@@ -33,10 +33,10 @@ def in_fixed_batches(function: Callable[..., T], *inputs: torch.Tensor, size: in
 
 
 @torch.no_grad()
-def super_resolve(network: nn.Module, lr: torch.Tensor) -> torch.Tensor:
+def super_resolve(network: nn.Module, lr: torch.Tensor, size: int = MICRO_BATCH) -> torch.Tensor:
     """(B, 3, h, w) uint8 -> (B, 3, scale·h, scale·w) uint8 on the CPU, by a network on any device."""
     device = _device(network)
-    return torch.cat([to_uint8(network(to_float(part.to(device)))).cpu() for part in lr.split(64)])
+    return in_fixed_batches(lambda images: to_uint8(network(to_float(images.to(device)))), lr, size=size)
 
 
 @torch.no_grad()
@@ -51,8 +51,7 @@ def degrade(
         given = to_float(styles[0].to(device)) if styles else None
         return to_uint8(network.degrade(to_float(faces.to(device)), z.to(device), given))
 
-    parts = [x.split(64) for x in ([hr, noise] if style is None else [hr, noise, style])]
-    return torch.cat([low(*part).cpu() for part in zip(*parts, strict=True)])
+    return in_fixed_batches(low, hr, noise, *([] if style is None else [style]))
 
 
 def _device(network: nn.Module) -> torch.device:
