@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import Notes, he_, save_embedding
-from facelab.config import build
+from facelab.config import Config, build, parse
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.shards import PAIR_SCHEMA, Totals, commit, finish_set
 from facelab.data.tensors import load_faces
 from facelab.errors import UsageError
+from facelab.evaluation import config as evaluation_config
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Measure
 from facelab.evaluation.rows import image_sets, read_rows
@@ -23,6 +25,9 @@ from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
 from facelab.images import decode_tensor, encode_png
 from facelab.metrics import psnr
+from facelab.metrics.catalogue import IMAGE_METRICS
+from facelab.metrics.image_metric import ImageMetric
+from facelab.metrics.protocol import Metric
 from facelab.reports.report import REPORT, ReportConfig
 from facelab.reports.table import Row, build_table
 from facelab.trained import store
@@ -319,6 +324,22 @@ def test_native_sizes_are_grouped_not_stretched(tmp_path, hr_folder):
     assert perfect["fd_mobilenet_v2"] == pytest.approx(0, abs=1e-6)
 
 
+def test_too_small_images_name_the_metric_that_needs_more(tmp_path, hr_folder):
+    """The first of those asked for; what is cut off does not count."""
+    faces = load_faces(str(hr_folder), 64).images
+    folder = write_images(tmp_path / "sizes", {"large.png": faces[0], "small.png": faces[1, :, :16, :12]})
+
+    def reasons(*metrics: str, crop: int) -> dict[str, str]:
+        evaluate(config(tmp_path, test=str(folder), native=True, max_rejected=0.5, metrics=metrics, crop=crop))
+        file = tmp_path / "out" / "rejected.parquet"
+        return {row["id"]: row["reason"] for row in pq.read_table(file).to_pylist()} if file.exists() else {}
+
+    assert reasons("psnr", "ssim", crop=0) == {}
+    assert reasons("psnr", crop=5) == {}
+    assert reasons("psnr", "ssim", crop=1) == {"small.png": "too small: 12x16 px, but ssim needs 13 a side"}
+    assert reasons("psnr", "ssim", crop=6) == {"small.png": "too small: 12x16 px, but psnr needs 13 a side"}
+
+
 def test_pairs_of_mixed_sizes(tmp_path, hr_folder, edsr):
     faces = load_faces(str(hr_folder), 64).images
     rows = []
@@ -353,7 +374,6 @@ def test_shards_that_lost_rows_are_refused(ray_local, tmp_path, hr_folder, lr_fo
 @pytest.mark.parametrize(("n_test", "n_real"), [(60, 20), (20, 60)])
 def test_the_floor_is_at_the_same_number_of_images(tmp_path, hr_folder, lr_folder, n_test, n_real):
     """Sharp test faces and judged faces, as many of each: of the larger set, a draw by id."""
-
     test, real = part_of(hr_folder, n_test, tmp_path), part_of(lr_folder, n_real, tmp_path)
     found = evaluate(config(tmp_path, test=test, real=real, reference=str(hr_folder)))
     assert found["fd_mobilenet_v2_floor_n"] == 20
@@ -379,6 +399,54 @@ def test_a_column_holds_one_protocol(tmp_path, hr_folder):
         build_table([plain, row("small", hr_size=32)])
     with pytest.raises(UsageError, match=r"--columns fid: none of these evaluations has it; they have psnr_rgb"):
         build_table([plain], ["fid"])
+
+
+class ContrastConfig(Config):
+    """How contrast is told."""
+
+    unit: float = 1.0
+    """Grey levels that count as one."""
+
+
+class Contrast(ImageMetric):
+    """Deviation of an image's grey levels: a metric that no file of facelab knows."""
+
+    shown = Metric("contrast {}", 1, ".3f")
+    options = ContrastConfig
+    needs_truth = False
+    columns = ("contrast",)
+
+    def __init__(self, options: ContrastConfig, crop: int = 0):
+        super().__init__(options, crop)
+        self.unit = options.unit
+
+    def __call__(self, images, truth=None):
+        return {"contrast": images.double().std(dim=(1, 2, 3)) / self.unit}
+
+    def record(self, column):
+        return {"colour": "rgb", "settings": {"unit": self.unit}}
+
+
+def test_a_new_metric_is_a_class_and_a_line(tmp_path, monkeypatch, hr_folder, lr_folder):
+    """Its command line, number, interval, protocol, and column of a table, with facelab's files as they are."""
+    monkeypatch.setitem(IMAGE_METRICS, "contrast", Contrast)  # the line
+    # The options of a command line are known when their module is read: what it would be with that line.
+    kind = runpy.run_path(evaluation_config.__file__)["EvaluateConfig"]
+    faces = part_of(hr_folder, 30, tmp_path)
+    arguments = ["--preset", "debug", "--model", "bicubic", "--metrics", "contrast", "psnr", "--contrast.unit", "2"]
+    arguments += ["--test", faces, "--real", part_of(lr_folder, 20, tmp_path), "--reference", faces]
+    found = evaluate(parse(kind, [*arguments, "--output", str(tmp_path / "out")], "evaluate"))
+    each = enlarged(resize(load_faces(faces, 64).images, 16)).double().std(dim=(1, 2, 3)) / 2
+    assert table_of(tmp_path / "out")["contrast"][:30] == each.tolist()
+    assert found["contrast"] == pytest.approx(float(each.mean()), rel=1e-12)
+    assert found["contrast_low"] < found["contrast"] < found["contrast_high"]
+    assert found["contrast_real_low"] < found["contrast_real"] < found["contrast_real_high"]
+    protocol = json.loads((tmp_path / "out" / "protocol.json").read_text())["contrast_real"]
+    assert (protocol["settings"], protocol["lr"], protocol["crop"]) == ({"unit": 2.0}, "real", None)
+    table = build_table([Row("bicubic", found)], ["contrast", "contrast_real", "psnr_y"])
+    assert [known.title for known in table.metrics.values()] == ["contrast", "contrast real", "PSNR Y, dB"]
+    value, low, high = (f"{found[key]:.3f}" for key in ("contrast", "contrast_low", "contrast_high"))
+    assert f"{value} [{low}, {high}]" in table.markdown()
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 Their pretrained weights are not to be had offline, so both sides get one file of random weights.
 """
 
+import importlib
 import os
 import subprocess
 import sys
@@ -17,7 +18,9 @@ from facelab.config import build
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import evaluate
+from facelab.images import to_float
 from facelab.metrics import psnr, ssim
+from facelab.metrics.features import FidInception
 from facelab.metrics.identity import Identity, IdentityConfig
 from facelab.metrics.kid import kid
 from facelab.metrics.no_reference import Brisque, BrisqueConfig
@@ -91,6 +94,20 @@ def test_fid_equals_pytorch_fid(tmp_path, inception_weights):
     assert "no more than the 2048 dimensions" in found["fid_warning"]
 
 
+def test_inception_is_pytorch_fids(monkeypatch, inception_weights):
+    """Every layer to the last bit, also of images that are neither square nor of its size."""
+    from pytorch_fid import inception
+
+    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: torch.load(inception_weights))
+    images, layers = pair(count=2)[0][..., :50], ("pool1", "pool2", "aux", "pool3")
+    with torch.no_grad():
+        maps = inception.InceptionV3([0, 1, 2, 3]).eval()(images.float() / 255)
+        found = FidInception(layers, str(inception_weights)).pooled(to_float(images))
+    assert [x.shape[1] for x in found.values()] == [64, 192, 768, 2048]
+    for layer, theirs in zip(layers, maps, strict=True):
+        assert torch.equal(found[layer], theirs.mean(dim=(2, 3))), layer
+
+
 def test_inception_refuses_other_weights(tmp_path, inception_weights):
     torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "wrong.pth")
     place = folders(tmp_path, {"real": 3, "reference": 3})
@@ -140,9 +157,9 @@ def test_lpips_equals_the_lpips_package(tmp_path, network):
     with torch.no_grad():
         expected = theirs(x.float() / 127.5 - 1, y.float() / 127.5 - 1).flatten()
     assert expected.min() > 0
-    torch.testing.assert_close(ours(x, y), expected, rtol=1e-5, atol=1e-7)
-    assert ours(x, x).abs().max() == 0
-    assert ours.name == f"lpips_{network}"
+    assert ours.columns == (f"lpips_{network}",)
+    assert torch.equal(ours(x, y)[ours.columns[0]], expected)
+    assert ours(x, x)[ours.columns[0]].abs().max() == 0
 
 
 def test_lpips_refuses_other_weights(tmp_path):
@@ -152,25 +169,23 @@ def test_lpips_refuses_other_weights(tmp_path):
 
 
 def test_brisque_is_piqs(tmp_path, monkeypatch):
-    """A regression of 20 random support vectors, by the formula of an RBF support vector machine on piq's features."""
-    import importlib
-
-    module = importlib.import_module("piq.brisque")
+    """To the last bit, with a regression of 20 random support vectors; each image by itself, also an odd one."""
+    module = importlib.import_module("piq.brisque")  # `piq.brisque` itself is the function
     generator = torch.Generator().manual_seed(0)
     coefficients = torch.randn(20, 1, generator=generator) * 50
     vectors = torch.rand(20, 36, generator=generator) * 2 - 1
     torch.save((coefficients, vectors), tmp_path / "svm.pt")
     x, _ = pair()
     black = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
-    found = Brisque(BrisqueConfig(weights=str(tmp_path / "svm.pt")))(torch.cat([x, black]))
-    features = []
-    monkeypatch.setattr(module, "_score_svr", lambda scaled: features.append(scaled) or scaled[:, 0])
-    for image in x:
-        module.brisque(image[None].float(), data_range=255, reduction="none")
-    distance = torch.cdist(torch.cat(features), vectors).square()
-    expected = torch.exp(-0.05 * distance) @ coefficients[:, 0] + 153.591
-    torch.testing.assert_close(found[:3], expected, rtol=1e-4, atol=1e-3)
-    assert found[3].isnan()  # no variance: nothing to say
+    ours = Brisque(BrisqueConfig(weights=str(tmp_path / "svm.pt")))
+    # It loads for each call what it then transposes in place.
+    monkeypatch.setattr(module, "load_url", lambda *_, **__: (coefficients.clone(), vectors.clone()))
+    for images in (x, x[..., :37, :50]):
+        theirs = [module.brisque(image[None].float(), data_range=255, reduction="none")[0, 0] for image in images]
+        assert len(set(map(float, theirs))) == 3
+        assert torch.equal(ours(images)["brisque"], torch.stack(theirs))
+    found = ours(torch.cat([x[:1], black]))["brisque"]
+    assert found.isnan().tolist() == [False, True]  # no variance: nothing to say
 
 
 def test_brisque_refuses_other_weights(tmp_path):
@@ -184,7 +199,7 @@ def test_identity_is_the_cosine_of_embeddings(tmp_path, kind):
     place = tmp_path / f"embedding.{kind}"
     network = save_embedding(kind, place)
     x, y = pair()
-    found = Identity(IdentityConfig(embedding=str(place), colour="bgr"))(x, y)
+    found = Identity(IdentityConfig(embedding=str(place), colour="bgr"))(x, y)["identity"]
     inputs = [(models.resize.resize(z.float(), 112).clamp(0, 255).flip(1) - 127.5) / 127.5 for z in (x, y)]
     with torch.no_grad():
         a, b = (network(z).numpy() for z in inputs)

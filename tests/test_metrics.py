@@ -1,6 +1,8 @@
 """Metrics against scikit-image, closed forms and definitions."""
 
-from dataclasses import astuple
+import json
+import math
+from dataclasses import astuple, fields
 
 import numpy as np
 import pytest
@@ -14,10 +16,12 @@ from facelab.metrics import (
     radial_spectrum,
     ssim,
 )
+from facelab.metrics.catalogue import metric
 from facelab.metrics.degradation import highpass_moments, luma
 from facelab.metrics.frechet import GROUPS, Moments, Reference, estimate
 from facelab.metrics.intervals import Bootstrap
 from facelab.metrics.kid import Sample
+from facelab.metrics.number import Number
 from facelab.trained.apply import in_fixed_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,8 +44,8 @@ def test_psnr_by_definition():
         a, b = x[i].numpy(), y[i].numpy()
         rgb = 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
         luminance = 10 * np.log10(255**2 / np.mean((y_channel(a) - y_channel(b))[4:-4, 4:-4] ** 2))
-        assert float(psnr(x, y)[i]) == pytest.approx(rgb, abs=1e-6)
-        assert float(psnr(x, y, colour="y", crop=4)[i]) == pytest.approx(luminance, abs=1e-4)
+        assert float(psnr(x, y)[i]) == pytest.approx(rgb, abs=1e-9)
+        assert float(psnr(x, y, colour="y", crop=4)[i]) == pytest.approx(luminance, abs=1e-9)
     assert torch.isinf(psnr(x, x)).all()
 
 
@@ -53,21 +57,21 @@ def test_ssim_equals_scikit_image():
     for i in range(3):
         rgb = structural_similarity(x[i].numpy().astype(float), y[i].numpy().astype(float), channel_axis=0, **options)
         luminance = structural_similarity(y_channel(x[i].numpy()), y_channel(y[i].numpy()), **options)
-        assert float(ssim(x, y)[i]) == pytest.approx(rgb, abs=1e-6)
-        assert float(ssim(x, y, colour="y")[i]) == pytest.approx(luminance, abs=1e-6)
+        assert float(ssim(x, y)[i]) == pytest.approx(rgb, abs=1e-9)
+        assert float(ssim(x, y, colour="y")[i]) == pytest.approx(luminance, abs=1e-9)
 
 
-@pytest.mark.parametrize("metric", [psnr, ssim])
-def test_wrong_images_are_refused(metric):
+@pytest.mark.parametrize("function", [psnr, ssim])
+def test_wrong_images_are_refused(function):
     x = images(0)
     with pytest.raises(ValueError, match="uint8"):
-        metric(x.float(), x.float())
+        function(x.float(), x.float())
     with pytest.raises(ValueError, match="one shape"):
-        metric(x, x[:2])
+        function(x, x[:2])
     with pytest.raises(ValueError, match="colour"):
-        metric(x, x, colour="hsv")
+        function(x, x, colour="hsv")
     with pytest.raises(ValueError, match="crop"):
-        metric(x, x, crop=12)
+        function(x, x, crop=12)
 
 
 def frechet(real: np.ndarray, generated: np.ndarray) -> float:
@@ -166,8 +170,9 @@ def groups_of(x: torch.Tensor) -> list[Moments]:
 
 
 def test_interval_and_extrapolation_of_the_distance():
-    """Of 60 draws of 200 rows in 16 dimensions, some 95 % of the intervals hold the mean distance at 200, and the
-    extrapolated distance is several times nearer to that of 200 000 rows than the plain one."""
+    """Of 60 draws of 200 rows in 16 dimensions, some 95 % of the intervals hold the mean distance at 200 (at least 89 %,
+    two standard errors below, and not all), and the extrapolated distance is three times nearer to that of 200 000 rows
+    than the plain one."""
     mixing = features(9, 16, 16) / 16
     generator = torch.Generator().manual_seed(0)
 
@@ -179,8 +184,8 @@ def test_interval_and_extrapolation_of_the_distance():
     draws = [rows(200) @ mixing for _ in range(60)]
     found = [estimate(reference, groups_of(draw)) for draw in draws]
     mean = np.mean([f.value for f in found])
-    assert 0.85 <= np.mean([f.low <= mean <= f.high for f in found]) <= 1
-    assert abs(np.mean([f.infinity for f in found]) - limit) < 0.4 * abs(mean - limit)
+    assert 0.89 <= np.mean([f.low <= mean <= f.high for f in found]) < 1
+    assert abs(np.mean([f.infinity for f in found]) - limit) < abs(mean - limit) / 3
     assert all(f.warning is None for f in found)
 
 
@@ -229,14 +234,14 @@ def test_a_bootstrap_is_the_same_in_any_order_and_parts(parts, random):
 
 
 def test_bootstrap_intervals_are_those_of_the_mean():
-    """Half-width 1.96 standard errors, within the noise of 1000 replicates (7 %); nan and infinity are left out."""
+    """Half-width 1.96 standard errors, within the noise of 1000 replicates (7 %); nan and infinities are left out."""
     values = np.random.default_rng(1).normal(3, 2, 500)
     bootstrap = Bootstrap(2)
     for i, value in enumerate(values):
-        bootstrap.add(str(i), np.array([value, np.inf if i < 100 else value]))
+        bootstrap.add(str(i), np.array([value, (np.nan, np.inf, -np.inf)[i % 3] if i < 100 else value]))
     both, some = bootstrap.intervals()
     assert both.mean == pytest.approx(values.mean())
-    assert (both.high - both.low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(500), rel=0.15)
+    assert (both.high - both.low) / 2 == pytest.approx(1.96 * values.std() / np.sqrt(500), rel=0.07)
     assert (some.n, some.mean) == (400, pytest.approx(values[100:].mean()))
 
 
@@ -244,10 +249,13 @@ def test_paired_difference_sees_what_two_intervals_do_not():
     """Faces differ by 3 dB, the models by 0.2 on each: the difference is certain, the intervals of the means overlap."""
     rng = np.random.default_rng(0)
     faces = rng.normal(25, 3, 200)
+    gain = rng.normal(0.2, 0.3, 200)
     a = {str(i): value for i, value in enumerate(faces)}
-    b = {str(i): value + rng.normal(0.2, 0.3) for i, value in enumerate(faces)}
+    b = {str(i): value + more for i, (value, more) in enumerate(zip(faces, gain, strict=True))}
     difference = paired_difference(b, a | {"of another set": 1.0})
-    assert 0.1 < difference.low < 0.2 < difference.high + 0.05 < 0.35
+    assert difference.mean == pytest.approx(gain.mean(), abs=1e-12)
+    assert 0 < difference.low < difference.mean < difference.high
+    assert (difference.high - difference.low) / 2 == pytest.approx(1.96 * gain.std() / np.sqrt(200), rel=0.07)
     assert difference.n == 200
     means = [Bootstrap(), Bootstrap()]
     for i in range(200):
@@ -276,12 +284,53 @@ def test_an_image_does_not_depend_on_its_neighbours(count, size):
         assert torch.equal(pair["sum"], 2 * whole[:count])
 
 
+OPTIONAL = {
+    **dict.fromkeys(
+        ("low", "high", "infinity", "std", "floor", "at_floor"), st.floats(allow_nan=False, allow_infinity=False)
+    ),
+    **dict.fromkeys(("infinite", "dims", "subset_size", "floor_n", "at_floor_n", "undefined"), st.integers(1)),
+    **dict.fromkeys(("warning", "layer"), st.text()),
+}
+
+
+@given(
+    st.builds(Number, st.floats(allow_nan=False, min_value=-1e300), **{k: st.none() | v for k, v in OPTIONAL.items()})
+)
+@settings(deadline=None)
+def test_a_summary_keeps_a_number(number):
+    """Flattened and read back it is itself, also through JSON as summary.json is written, beside a number whose name
+    begins alike."""
+    assert OPTIONAL.keys() | {"value"} == {field.name for field in fields(Number)}
+    summary = number.flat("fd_vgg16") | Number(1.5, low=1.0, layer="relu1_2").flat("fd_vgg16_relu1_2")
+    assert Number.of("fd_vgg16", summary) == number
+    written = json.loads(json.dumps({k: None if v == math.inf else v for k, v in summary.items()}, allow_nan=False))
+    assert Number.of("fd_vgg16", written) == number
+    assert all(value is not None for value in summary.values())
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("psnr_y", "PSNR Y, dB"), ("ssim_rgb", "SSIM RGB"), ("lpips_alex", "LPIPS alex"), ("identity", "identity"),
+        ("brisque", "BRISQUE"), ("brisque_real", "BRISQUE real"), ("fid", "FID"), ("fd_vgg16", "FD vgg16"),
+        ("fd_inception_pool1", "FD inception_pool1"), ("kid_mobilenet_v2", "KID mobilenet_v2"),
+    ],
+)  # fmt: skip
+def test_titles(name, title):
+    assert metric(name).title == title
+
+
+def test_a_metric_of_nobody_has_no_title():
+    with pytest.raises(KeyError):
+        metric("vmaf_y")
+
+
 def test_frechet_distance_of_a_shift_is_its_square():
-    features = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    x = features(0, 300, 4)
     distance = FrechetDistance()
-    distance.update(features, real=True)
-    distance.update(features + 3, real=False)
-    assert distance.compute() == pytest.approx(4 * 9, rel=1e-5)
+    distance.update(x, real=True)
+    distance.update(x + 3, real=False)
+    assert distance.compute() == pytest.approx(4 * 9, rel=1e-9)
 
 
 def test_frechet_distance_refuses_too_little():
@@ -303,7 +352,7 @@ def test_radial_spectrum_by_definition():
     np.testing.assert_allclose(radial_spectrum(x).numpy(), reference, rtol=1e-10)
 
 
-def test_degradation_distance_sees_blur_and_noise():
+def test_degradation_distance_sees_blur():
     x = images(0, count=20, size=16)
     blurred = torch.nn.functional.avg_pool2d(x.float(), 3, 1, 1).round().to(torch.uint8)
     assert degradation_distances(x, x) == {key: 0 for key in degradation_distances(x, x)}

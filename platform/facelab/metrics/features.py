@@ -80,9 +80,9 @@ class Features:
         self.sha256 = resolve_weights(config.network, config.weights).sha256
         layers = tuple(dict.fromkeys((self.main, _LAYERS[config.network][1])))
         self.device = torch.device("cpu")
-        self.network: FeatureNetwork | _FidInception
+        self.network: FeatureNetwork | FidInception
         if config.network == "inception":
-            self.network = _FidInception(layers, config.weights)
+            self.network = FidInception(layers, config.weights)
         else:
             self.network = build_features(config.network, layers, config.weights)
         self.dims = {layer: x.shape[1] for layer, x in self._pooled(torch.zeros(1, 3, 64, 64)).items()}
@@ -102,7 +102,7 @@ class Features:
         return {layer: found[layer] for layer in self.layers}
 
 
-class _FidInception(nn.Module):
+class FidInception(nn.Module):
     """pytorch-fid's InceptionV3, up to the last of some layers."""
 
     def __init__(self, layers: tuple[str, ...], uri: str | None):
