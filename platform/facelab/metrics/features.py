@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
+from pytorch_fid import inception as fid
 from torch import nn
 from torchvision.models import Inception3, inception_v3
 
@@ -141,8 +142,6 @@ class FidInception(nn.Module):
 
 def _untrained_inception() -> Inception3:
     """The network that pytorch-fid's weights are for: torchvision's, with its own blocks in nine places."""
-    from pytorch_fid import inception as fid
-
     network = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
     network.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
     network.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)

@@ -111,7 +111,7 @@ class Identity(ImageMetric):
 
 def _onnx(data: bytes, device: torch.device) -> Any:
     try:
-        import onnxruntime
+        import onnxruntime  # an extra, which a user without such a network need not install
     except ImportError as error:
         raise UsageError("an ONNX network needs onnxruntime: pip install 'facelab[onnx]'") from error
     options = onnxruntime.SessionOptions()
