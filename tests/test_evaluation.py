@@ -180,7 +180,7 @@ def test_numbers_do_not_depend_on_the_cut(tmp_path_factory, hr_folder, lr_folder
     assert measure.thresholds.keys() == {"test"}  # 24 of 30 for the floor
     found = []
     for size, permuted in ((64, False), (batch_size, True)):
-        with Tally(chosen, measure, sets, tmp_path / "table.parquet") as tally:
+        with Tally(chosen, measure, sets, tmp_path) as tally:
             rows = []
             for images in sets.values():
                 items = images.source.items

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,13 +146,43 @@ def read_receipts(uri: str, units: Iterable[str]) -> Iterator[Receipt]:
             yield Receipt(**json.loads(data))
 
 
+class LongTable:
+    """A local Parquet file of any number of rows, in memory that does not grow with it. To be closed: `with`."""
+
+    _ROWS_PER_GROUP = 65_536  # each group costs some KB until the end
+
+    def __init__(self, file: Path, schema: pa.Schema):
+        self.schema, self.rows = schema, 0
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+        self._waiting: list[pa.Table] = []
+
+    def add(self, columns: dict[str, Any]) -> None:
+        """Some rows, as column -> values."""
+        self._waiting.append(pa.table(columns, schema=self.schema))
+        self.rows += len(self._waiting[-1])
+        if sum(map(len, self._waiting)) >= self._ROWS_PER_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+        self._waiting = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+        self._writer.close()
+
+
 def write_rejected(uri: str, rejected: Iterable[dict[str, str]]) -> None:
     """`uri`/rejected.parquet: rows of REJECTED_SCHEMA, the files that were set aside and why."""
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
         file = Path(folder) / "rejected.parquet"
-        with pq.ParquetWriter(file, REJECTED_SCHEMA, compression="zstd") as writer:
+        with LongTable(file, REJECTED_SCHEMA) as table:
             for part in chunks(rejected, 10_000):
-                writer.write_table(pa.Table.from_pylist(part, schema=REJECTED_SCHEMA))
+                table.add({name: [row[name] for row in part] for name in REJECTED_SCHEMA.names})
         storage.upload(file, storage.join(uri, "rejected.parquet"))
 
 

@@ -75,7 +75,7 @@ def load_faces(uri: str, size: int, *, progress: bool = False) -> FaceSet:
         UsageError: nothing usable there.
     """
     source = find(uri, "faces")
-    rejected: list[Row] = []
+    rejected, first = 0, ""
     row_hash = shards.RowHash()
 
     def load(row: Row) -> tuple[str, str, str, torch.Tensor]:
@@ -85,18 +85,20 @@ def load_faces(uri: str, size: int, *, progress: bool = False) -> FaceSet:
     rows = _shown(source, source.read(["id", "image", "split", "sha256"]), "face", progress)
     with ThreadPoolExecutor(4) as pool:
         for chunk in shards.chunks(rows, 256):
-            rejected += [row for row in chunk if row["rejected"]]
             usable = [row for row in chunk if not row["rejected"]]
             for row in usable:
                 row_hash.add({"id": row["id"], "sha256": row["sha256"]})
+            for row in chunk:
+                if row["rejected"]:
+                    rejected += 1
+                    first = first or f"{row['id']}: {row['rejected']}"
             faces += pool.map(load, usable)
     if not faces:
-        first = rejected[0] if rejected else None
-        reason = f"; the first of {len(rejected)} rejected files: {first['id']}: {first['rejected']}" if first else ""
+        reason = f"; the first of {rejected} rejected files: {first}" if first else ""
         raise UsageError(f"{uri}: no usable face{reason}")
     faces.sort(key=lambda face: face[0])
     ids, digests, splits, images = zip(*faces, strict=True)
-    return FaceSet(list(ids), torch.stack(images), list(digests), list(splits), row_hash.hexdigest(), len(rejected))
+    return FaceSet(list(ids), torch.stack(images), list(digests), list(splits), row_hash.hexdigest(), rejected)
 
 
 def load_pairs(uri: str, *, progress: bool = False) -> PairSet:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from facelab import storage
-from facelab.data.shards import chunks, write_rejected, write_table
+from facelab.data.shards import chunks, write_table
 from facelab.data.work import stream
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Face, Measure
@@ -57,19 +57,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     for name in _ARTIFACTS:  # of an earlier evaluation
         storage.delete(storage.join(config.output, name))
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
-        table = Path(folder) / "per_image.parquet"
+        local = Path(folder)
         total = sum(images.rows for images in sets.values())
         with (
-            Tally(config, measure, sets, table) as tally,
+            Tally(config, measure, sets, local) as tally,
             tqdm(total=total, desc=f"measuring {subject.name}", unit="image", leave=False) as progress,
         ):
             for batch in _measured(config, measure, sets):
                 tally.add(batch)
                 progress.update(len(batch["id"]))
-        if rejected := [row for rows in tally.rejected.values() for row in rows]:
-            write_rejected(config.output, rejected)
+        if tally.rejected.rows:
+            storage.upload(local / "rejected.parquet", storage.join(config.output, "rejected.parquet"))
         summary, protocols = tally.finish()
-        storage.upload(table, storage.join(config.output, "per_image.parquet"))
+        storage.upload(local / "per_image.parquet", storage.join(config.output, "per_image.parquet"))
     storage.write_text(storage.join(config.output, "protocol.json"), json.dumps(protocols, indent=2))
     _write_examples(config, measure.to(torch.device("cpu")), sets)
     version = subject.version or tally.outputs.hexdigest()[:16]

@@ -8,7 +8,6 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from facelab.data import shards
@@ -22,7 +21,6 @@ from facelab.metrics.kid import CAPACITY, Sample, kid
 from facelab.metrics.number import Number
 from facelab.metrics.protocol import Protocol
 
-_ROWS_PER_GROUP = 65_536  # of per_image.parquet: each group costs some KB until the end
 Found = tuple[str, Number, Protocol]
 """A number by its name, and how it was computed."""
 
@@ -51,13 +49,16 @@ class Tally:
     To be closed, also after an error: `with Tally(…) as tally`.
     """
 
-    def __init__(self, config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet], table: Path):
+    def __init__(self, config: EvaluateConfig, measure: Measure, sets: dict[str, ImageSet], folder: Path):
+        """`folder`: a local one, for per_image.parquet and rejected.parquet."""
         self.config, self.measure, self.sets = config, measure, sets
         self.names = list(measure.columns)
         roles = ("test", "real", "reference")
         self.counts, self.hashes = dict.fromkeys(roles, 0), {role: shards.RowHash() for role in roles}
         self.outputs = shards.RowHash()
-        self.rejected: dict[str, list[dict[str, str]]] = {role: [] for role in roles}
+        self.n_rejected = dict.fromkeys(roles, 0)
+        self.first_rejected: dict[str, str] = {}
+        """Role -> one rejected image and why."""
         self.bootstraps = {role: Bootstrap(len(self.names), config.seed) for role in ("test", "real")}
         self.infinite = {role: np.zeros(len(self.names), np.int64) for role in ("test", "real")}
         """Images for which a metric is infinite: PSNR of equal ones."""
@@ -66,32 +67,27 @@ class Tally:
         self.sides = {layer: {"real": _Side(frechet.GROUPS), "test": _Side(), "reference": _Side()} for layer in layers}
         self.drawn = {layer: frechet.Moments() for layer in layers}
         """As many real outputs as there are test faces, where those are fewer."""
-        self.schema = pa.schema(
-            [("role", pa.string()), ("id", pa.string()), *((name, pa.float64()) for name in self.names)]
-        )
-        self.writer = pq.ParquetWriter(table, self.schema, compression="zstd")
-        self.waiting: list[pa.Table] = []
+        schema = pa.schema([("role", pa.string()), ("id", pa.string()), *((name, pa.float64()) for name in self.names)])
+        self.table = shards.LongTable(folder / "per_image.parquet", schema)
+        self.rejected = shards.LongTable(folder / "rejected.parquet", shards.REJECTED_SCHEMA)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._write_rows()
-        self.writer.close()
-
-    def _write_rows(self) -> None:
-        if self.waiting:
-            self.writer.write_table(pa.concat_tables(self.waiting))
-        self.waiting = []
+        for table in (self.table, self.rejected):
+            table.__exit__()
 
     def add(self, batch: dict[str, Any]) -> None:
         """Fold in one batch."""
-        rejected, roles, ids = (np.asarray(batch[key], dtype=str) for key in ("rejected", "role", "id"))
-        for i in np.flatnonzero(rejected != ""):
-            source = self.sets[roles[i]].uri
-            self.rejected[roles[i]].append({"id": str(ids[i]), "source": source, "reason": str(rejected[i])})
+        reasons, roles, ids = (np.asarray(batch[key], dtype=str) for key in ("rejected", "role", "id"))
         for role in self.counts:
-            rows = np.flatnonzero((roles == role) & (rejected == ""))
+            rows, bad = (np.flatnonzero((roles == role) & found) for found in (reasons == "", reasons != ""))
+            if len(bad):
+                self.n_rejected[role] += len(bad)
+                self.first_rejected.setdefault(role, f"{ids[bad[0]]}: {reasons[bad[0]]}")
+                source = [self.sets[role].uri] * len(bad)
+                self.rejected.add({"id": ids[bad], "source": source, "reason": reasons[bad]})
             if len(rows):
                 self._add_images(role, rows, ids, batch)
 
@@ -105,10 +101,7 @@ class Tally:
                 self.outputs.add({"image": str(batch["output_digest"][i])})
             values = np.stack([np.asarray(batch[n], np.float64)[rows] for n in self.names], 1) if self.names else None
             columns = {name: pa.array(values[:, k], from_pandas=True) for k, name in enumerate(self.names)}  # pyrefly: ignore
-            ids_and_numbers = {"role": [role] * len(rows), "id": names, **columns}
-            self.waiting.append(pa.table(ids_and_numbers, schema=self.schema))
-            if sum(len(table) for table in self.waiting) >= _ROWS_PER_GROUP:
-                self._write_rows()
+            self.table.add({"role": [role] * len(rows), "id": names, **columns})
             if values is not None:
                 self.infinite[role] += np.isinf(values).sum(axis=0)
                 for name, own in zip(names, values, strict=True):
@@ -145,11 +138,11 @@ class Tally:
         if "test" in self.sets:
             take(self._per_image("test", ""))
             summary |= {"n": self.counts["test"], "lr_kind": self.sets["test"].lr_kind}
-            summary |= {"n_rejected": len(self.rejected["test"]), "data_hash": self.hashes["test"].hexdigest()[:16]}
+            summary |= {"n_rejected": self.n_rejected["test"], "data_hash": self.hashes["test"].hexdigest()[:16]}
         if "real" in self.sets:
             take(self._per_image("real", "_real"))
             summary |= {"n_real": self.counts["real"], "n_reference": self.counts["reference"]}
-            summary |= {f"n_rejected_{role}": len(self.rejected[role]) for role in ("real", "reference")}
+            summary |= {f"n_rejected_{role}": self.n_rejected[role] for role in ("real", "reference")}
             for layer in self.sides:
                 take(self._distances(layer))
         summary |= {f"protocol_{name}": protocol.fingerprint for name, protocol in protocols.items()}
@@ -157,16 +150,16 @@ class Tally:
 
     def _check_counts(self) -> None:
         for role, images in self.sets.items():
-            own = self.rejected[role]
-            first = f"; the first of {len(own)} rejected: {own[0]['id']}: {own[0]['reason']}" if own else ""
+            rejected = self.n_rejected[role]
+            first = f"; the first of {rejected} rejected: {self.first_rejected[role]}" if rejected else ""
             if not self.counts[role]:
                 raise UsageError(f"{images.uri}: no usable face{first}")
-            if len(own) > self.config.max_rejected * images.rows:
+            if rejected > self.config.max_rejected * images.rows:
                 raise UsageError(
-                    f"{images.uri}: {len(own)} of {images.rows} images cannot be used, more than --max-rejected "
+                    f"{images.uri}: {rejected} of {images.rows} images cannot be used, more than --max-rejected "
                     f"{self.config.max_rejected:g}{first}"
                 )
-            shards.require_rows(images.uri, images.kind, self.counts[role] + len(own), images.rows)
+            shards.require_rows(images.uri, images.kind, self.counts[role] + rejected, images.rows)
 
     def _per_image(self, role: str, suffix: str) -> Iterator[Found]:
         """Means over the images of a role, but for metrics that are defined for none of them."""
