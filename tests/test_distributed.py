@@ -69,7 +69,7 @@ def _not_finite(rank: int, hr: str, output: str) -> None:
     update, optimiser = Update(context, ComputeConfig()), torch.optim.SGD(layer.parameters(), 0.1)
     before = layer.weight.detach().clone()
     loss = layer(torch.ones(1, 2)).sum() * (float("nan") if rank else 1.0)
-    with pytest.raises(NonFiniteLoss):
+    with pytest.raises(NonFiniteLoss, match="--resume"):
         update.apply(Losses(loss, {}), optimiser)
     assert torch.equal(layer.weight, before)
 

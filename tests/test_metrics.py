@@ -25,6 +25,7 @@ from facelab.metrics.number import Number
 from facelab.trained.apply import in_fixed_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage, stats
 from skimage.metrics import structural_similarity
 
 
@@ -38,13 +39,11 @@ def y_channel(image: np.ndarray) -> np.ndarray:
     return 16 + (65.481 * r + 128.553 * g + 24.966 * b) / 255
 
 
-def test_psnr_by_definition():
+def test_psnr_of_luma_by_definition():
     x, y = images(0), images(1)
     for i in range(3):
         a, b = x[i].numpy(), y[i].numpy()
-        rgb = 10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2))
         luminance = 10 * np.log10(255**2 / np.mean((y_channel(a) - y_channel(b))[4:-4, 4:-4] ** 2))
-        assert float(psnr(x, y)[i]) == pytest.approx(rgb, abs=1e-9)
         assert float(psnr(x, y, colour="y", crop=4)[i]) == pytest.approx(luminance, abs=1e-9)
     assert torch.isinf(psnr(x, x)).all()
 
@@ -195,7 +194,6 @@ def test_an_estimate_says_when_there_are_too_few():
     assert few.warning == "15 images are no more than the 16 dimensions: comparable at this N only"
     assert few.infinity is None
     two = estimate(reference, groups_of(features(4, 2, 16)))
-    assert two.value > 0
     assert two.low is None
 
 
@@ -311,9 +309,8 @@ def test_a_summary_keeps_a_number(number):
 @pytest.mark.parametrize(
     ("name", "title"),
     [
-        ("psnr_y", "PSNR Y, dB"), ("ssim_rgb", "SSIM RGB"), ("lpips_alex", "LPIPS alex"), ("identity", "identity"),
-        ("brisque", "BRISQUE"), ("brisque_real", "BRISQUE real"), ("fid", "FID"), ("fd_vgg16", "FD vgg16"),
-        ("fd_inception_pool1", "FD inception_pool1"), ("kid_mobilenet_v2", "KID mobilenet_v2"),
+        ("psnr_y", "PSNR Y, dB"), ("brisque_real", "BRISQUE real"), ("fid", "FID"),
+        ("fd_inception_pool1", "FD inception_pool1"),
     ],
 )  # fmt: skip
 def test_titles(name, title):
@@ -358,4 +355,15 @@ def test_degradation_distance_sees_blur():
     assert degradation_distances(x, x) == {key: 0 for key in degradation_distances(x, x)}
     near, far = degradation_distances(images(1, 20, 16), x), degradation_distances(blurred, x)
     assert near["degradation_distance"] < 0.1 * far["degradation_distance"]
-    assert highpass_moments(blurred)["variance"] < highpass_moments(x)["variance"]
+
+
+def test_highpass_moments_by_scipy():
+    y = luma(images(0, count=5, size=16)).numpy()
+    blurred = np.stack([ndimage.gaussian_filter(image, 1, truncate=2, mode="mirror") for image in y])
+    residual = (y - blurred).ravel()
+    reference = {
+        "mean": residual.mean(),
+        "variance": residual.var(),
+        "kurtosis": stats.kurtosis(residual, fisher=False),
+    }
+    assert highpass_moments(images(0, count=5, size=16)) == pytest.approx(reference, rel=1e-9, abs=1e-9)

@@ -33,6 +33,14 @@ def hr_shards(ray_local, hr_folder, tmp_path_factory) -> str:
     return out
 
 
+@pytest.fixture(scope="module")
+def hr_other_shards(ray_local, hr_folder, tmp_path_factory) -> str:
+    """The same faces, cut otherwise."""
+    out = str(tmp_path_factory.mktemp("shards"))
+    prepare(build(PrepareConfig, input=str(hr_folder), output=out, rows_per_shard=13))
+    return out
+
+
 def config(hr, lr, degrader, out, **values) -> SynthesizeConfig:
     base = dict(hr=str(hr), lr=lr and str(lr), degrader=degrader, output=str(out), variants=2, rows_per_shard=16)
     return build(SynthesizeConfig, **base | values)
@@ -42,9 +50,12 @@ def rows(uri) -> dict[str, dict]:
     return {row["id"]: row for row in find(str(uri), "pairs").read(shards.PAIR_SCHEMA.names)}
 
 
-def test_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_shards, lr_folder, degrader):
+def test_pairs_are_identical_for_one_and_three_actors(
+    ray_local, tmp_path, hr_shards, hr_other_shards, lr_folder, degrader
+):
+    """However the faces are cut into shards."""
     one = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "one"))
-    three = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "three", actors=3, rows_per_shard=5))
+    three = synthesize(config(hr_other_shards, lr_folder, degrader, tmp_path / "three", actors=3))
     assert one["n"] == 120
     assert one["data_hash"] == three["data_hash"]
     a, b = rows(tmp_path / "one"), rows(tmp_path / "three")
@@ -97,21 +108,25 @@ def test_classical_and_high_to_low_need_no_style_bank(hr_folder, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("degrader_name", ["classical", "bulat"])
-def test_their_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_shards, degrader_name):
+def test_their_pairs_are_identical_for_one_and_three_actors(
+    ray_local, tmp_path, hr_shards, hr_other_shards, degrader_name
+):
     name = degrader_name
     if name == "bulat":
         torch.manual_seed(0)
         name = str(tmp_path / "model")
         store.save_model(name, "degrader", "bulat", build_degrader("bulat", 4, size="mini"), 4, 64)
     one = synthesize(config(hr_shards, None, name, tmp_path / "one"))
-    three = synthesize(config(hr_shards, None, name, tmp_path / "three", actors=3, rows_per_shard=5))
+    three = synthesize(config(hr_other_shards, None, name, tmp_path / "three", actors=3))
     assert one["data_hash"] == three["data_hash"]
     assert len({row["lr"] for row in rows(tmp_path / "one").values()}) == 120
 
 
 def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):
     synthesize(config(hr_folder, None, degrader, tmp_path / "prior", style_mode="prior", variants=1))
-    assert {tuple(row["style_ids"]) for row in rows(tmp_path / "prior").values()} == {()}
+    made = rows(tmp_path / "prior").values()
+    assert {(row["style_mode"], row["style_bank"], *row["style_ids"]) for row in made} == {("prior", "")}
+    assert len({row["lr"] for row in made}) == len(made) == 60
     synthesize(config(hr_folder, None, "bicubic", tmp_path / "bicubic", variants=1))
     pairs = load_pairs(str(tmp_path / "bicubic"))
     assert torch.equal(pairs.lr, resize(pairs.hr, 16))
@@ -130,7 +145,9 @@ def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, deg
         synthesize(config(hr_folder, None, degrader, tmp_path / "none"))
     with pytest.raises(UsageError, match="trained for --hr-size 64"):
         synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", hr_size=32))
+    synthesize(config(hr_folder, None, "bicubic", tmp_path / "b"))
     with pytest.raises(UsageError, match="CPUs"):
-        synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "b", actors=500))
+        synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "b", actors=500, overwrite=True))
+    assert len(load_pairs(str(tmp_path / "b"))) == 120  # nothing was replaced
     with pytest.raises(UsageError, match="no trained model"):
         synthesize(config(hr_folder, lr_folder, str(hr_folder), tmp_path / "c"))

@@ -22,7 +22,7 @@ from facelab.training.launch import run_training
 from facelab.training.loop import train
 from facelab.training.sr import SRStage, TrainSRConfig
 from facelab.training.stylevae import StyleVAEStage
-from facelab.training.update import Losses, NonFiniteLoss, Update
+from facelab.training.update import Update
 from safetensors.torch import load_file
 
 from models.resize import resize
@@ -86,31 +86,20 @@ def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, l
             assert_equal(values, parts.optimisers[name]["state"][index])
     assert_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
     assert (whole.segment, parts.segment) == (0, 1)
+    phase = {"stylevae": "", "bulat": "", "srgan": "adversarial"}.get(stage, "pixel")
+    assert whole.phase == parts.phase == phase
 
 
 def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):
-    """Preset demo: content and style are within a factor of 100 at step 0. KL and MI start at 0 by construction."""
+    """Preset demo: content and style are within a factor of 100 at step 0. KL and MI start near 0 by construction."""
     config = degrader_config(hr_folder, lr_folder, tmp_path, preset="demo")
     stage = StyleVAEStage(config, load_faces(config.hr, 64), load_faces(config.lr, 16))
     context = LocalContext(str(tmp_path), show_progress=False)
     stage.prepare(context, config.compute)
     terms = {k: float(v.detach()) for k, v in stage.step(0, Update(context, config.compute)).items()}
     assert 0.01 < terms["weighted_style"] / terms["weighted_content"] < 100
-    assert terms["kl"] < 1
-    assert abs(terms["mi"]) < 0.5
-
-
-def test_non_finite_losses_stop_before_the_update(tmp_path, hr_folder):
-    config = sr_config(hr_folder, tmp_path)
-    stage = SRStage(config, load_faces(config.hr, 64))
-    context = LocalContext(str(tmp_path), show_progress=False)
-    stage.prepare(context, config.compute)
-    before = {k: v.clone() for k, v in stage.networks.state_dict().items()}
-    update = Update(context, config.compute)
-    broken = Losses(sum(p.sum() for p in stage.networks.parameters()) * float("nan"), {})
-    with pytest.raises(NonFiniteLoss, match="--resume"):
-        update.apply(broken, *stage.optimisers.values())
-    assert_equal(before, dict(stage.networks.state_dict()))
+    assert 0 < terms["kl"] < 0.1
+    assert abs(terms["mi"]) < 0.01
 
 
 def test_losses_fall(tmp_path, hr_folder, lr_folder):
@@ -221,13 +210,13 @@ def test_adversarial_training_in_bf16_stays_finite(tmp_path, hr_folder, model):
 
 
 def test_gradients_are_clipped_to_theta_over_the_learning_rate(tmp_path, hr_folder):
-    """By the loop itself: after one update with momentum, no weight moved by more than θ."""
+    """By the loop itself: one update moves the weights by θ at most, but for the rounding of weights of 0.1 (7e-9)."""
     options = {"clip": 1e-6, "name": "sgd", "weight_decay": 0.0}
     stage, _ = sr_stage(hr_folder, tmp_path, model="vdsr", optimiser=options, max_steps=1)
     before = copies(stage.networks["main"])
     train(stage, stage.config, LocalContext(stage.config.output, show_progress=False), Notes())
     moved = [(a - b).abs().max() for a, b in zip(before.values(), copies(stage.networks["main"]).values(), strict=True)]
-    assert float(max(moved)) == pytest.approx(1e-6, rel=0.1)
+    assert float(max(moved)) == pytest.approx(1e-6, abs=1.5e-8)
     gradients = torch.cat([p.grad.flatten() for p in stage.networks["main"].parameters()])
     assert float(gradients.abs().max()) == pytest.approx(1e-6 / stage.config.learning_rate)
 
@@ -269,7 +258,7 @@ def test_luma_networks_are_judged_on_luma(tmp_path, hr_folder, model):
     sr = stage.networks["main"](lr)
     weights = torch.tensor([65.481, 128.553, 24.966])[:, None, None] / 219
     y = ((sr - hr) / 2 * weights).sum(1)
-    torch.testing.assert_close(stage.objective(lr, hr).total, 0.5 * y.square().sum() / len(y), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stage.objective(lr, hr).total, 0.5 * y.square().sum() / len(y), rtol=1e-6, atol=1e-6)
 
 
 def test_patches_of_hr_and_lr_show_the_same_place(tmp_path, hr_folder):

@@ -62,7 +62,7 @@ def require_room(what: str, wanted: dict[str, float], lower: str) -> None:
     """
     has = room()
     for name, amount in wanted.items():
-        if has.get(name, 0) < amount and "RAY_ADDRESS" not in os.environ:
+        if has.get(name, 0) < amount and not os.environ.get("RAY_ADDRESS"):
             raise UsageError(
                 f"{what} {amount:g} {name}s, but this machine has {has.get(name, 0):g}: lower {lower}, or set "
                 "RAY_ADDRESS to a cluster"

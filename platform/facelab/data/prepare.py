@@ -52,15 +52,11 @@ def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any
         UsageError: no images, none usable, or too many rejected.
     """
     source = RECIPES[config.recipe](config.input)
-    shards.start_set(config.output, config.overwrite)
-    units = source.units(config.rows_per_shard)
-    columns = shards.FACE_SCHEMA.names
-    fill(config.output, shards.FACE_SCHEMA, units, partial(read, columns=columns, min_side=config.min_side))
-
-    names = [unit.name for unit in units]
-    totals = shards.Totals.of(shards.read_receipts(config.output, names))
+    units, schema = source.units(config.rows_per_shard), shards.FACE_SCHEMA
+    reader = partial(read, columns=schema.names, min_side=config.min_side)
+    totals = fill(config.output, schema, units, reader, overwrite=config.overwrite)
     if totals.rejected:
-        receipts = shards.read_receipts(config.output, names)
+        receipts = shards.read_receipts(config.output, [unit.name for unit in units])
         shards.write_rejected(config.output, (row for receipt in receipts for row in receipt.rejected))
     if not totals.rows:
         raise UsageError(f"{config.input}: none of {source.rows} files is usable; the first: {totals.first}")

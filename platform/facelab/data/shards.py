@@ -9,14 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facelab import storage
+from facelab.data.tables import LongTable, chunks, write_table
 from facelab.errors import UsageError
 
 FACE_SCHEMA = pa.schema(
@@ -48,15 +48,6 @@ PAIR_SCHEMA = pa.schema(
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
 VALIDATION_SHARE = 0.1
-
-T = TypeVar("T")
-
-
-def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` values each, the last perhaps of fewer."""
-    left = iter(values)
-    while chunk := list(islice(left, size)):
-        yield chunk
 
 
 def split_of(identifier: str) -> str:
@@ -103,14 +94,6 @@ class Receipt:
     """Rows of REJECTED_SCHEMA."""
 
 
-def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> str:
-    """Rows as one Parquet file, atomically; returns the SHA-256 of its bytes."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
-
-
 def commit(
     uri: str, unit: str, rows: list[dict[str, Any]], rejected: list[dict[str, str]], schema: pa.Schema
 ) -> Receipt:
@@ -125,8 +108,8 @@ def commit(
 
 
 def _content(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row's hash is taken of: all of it, but not a pair's split where that is the rule's. So sets from before
-    pairs had a split, which was the rule's, keep their hash."""
+    """What a row's hash is taken of: all of it, but not a pair's split where that is the rule's, so that a set which
+    has no such column, and is read by the rule, has the same hash."""
     by_rule = "hr_id" in row and row.get("split") == split_of(row["hr_id"])
     return {key: value for key, value in row.items() if not (by_rule and key == "split")}
 
@@ -142,38 +125,9 @@ def read_receipts(uri: str, units: Iterable[str]) -> Iterator[Receipt]:
         UsageError: one is missing.
     """
     with ThreadPoolExecutor(16) as pool:
-        for data in pool.map(lambda unit: storage.read_bytes(_receipt_uri(uri, unit)), units):
-            yield Receipt(**json.loads(data))
-
-
-class LongTable:
-    """A local Parquet file of any number of rows, in memory that does not grow with it. To be closed: `with`."""
-
-    _ROWS_PER_GROUP = 65_536  # each group costs some KB until the end
-
-    def __init__(self, file: Path, schema: pa.Schema):
-        self.schema, self.rows = schema, 0
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
-        self._waiting: list[pa.Table] = []
-
-    def add(self, columns: dict[str, Any]) -> None:
-        """Some rows, as column -> values."""
-        self._waiting.append(pa.table(columns, schema=self.schema))
-        self.rows += len(self._waiting[-1])
-        if sum(map(len, self._waiting)) >= self._ROWS_PER_GROUP:
-            self._write()
-
-    def _write(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting))
-        self._waiting = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write()
-        self._writer.close()
+        for part in chunks(units, 64):  # the pool would read all at once
+            for data in pool.map(lambda unit: storage.read_bytes(_receipt_uri(uri, unit)), part):
+                yield Receipt(**json.loads(data))
 
 
 def write_rejected(uri: str, rejected: Iterable[dict[str, str]]) -> None:
@@ -274,14 +228,15 @@ def shard_uris(uri: str) -> list[str]:
 
 
 def read_shard(uri: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of one shard. A split, which pairs of earlier versions lack, may be missing.
+    """The rows of one shard. Pairs may lack a split: then it is the rule's.
 
     Raises:
         UsageError: it cannot be read, or lacks another column.
     """
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-        return table.select([c for c in columns if c != "split" or c in table.column_names]).to_pylist()
+        missing = {"split"} - set(table.column_names) if "hr_id" in table.column_names else set()
+        return table.select([c for c in columns if c not in missing]).to_pylist()
     except KeyError as error:
         raise UsageError(f"{uri}: no column {error}: not the kind of shards that is wanted here") from error
     except (pa.ArrowInvalid, OSError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 from facelab import storage
 from facelab.data import shards
 from facelab.data.faces import MIN_SIDE, read_face
+from facelab.data.tables import chunks
 from facelab.errors import UsageError
 from facelab.images import IMAGE_SUFFIXES, BadImage
 
@@ -23,6 +24,7 @@ class Item:
     name: str
     """Relative to the input."""
     uri: str
+    """Empty of what is yet to be made."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class Unit:
     """A part of an input that is worked on and committed as one: a shard, or some images."""
 
     source: str
-    """URI of the whole."""
+    """URI of the whole, or what its rows name as their source."""
     kind: str
-    """folder, faces or pairs."""
+    """folder, faces, pairs, or drawn."""
     items: tuple[Item, ...]
 
     @cached_property
@@ -57,7 +59,7 @@ class Source:
     def units(self, images: int) -> list[Unit]:
         """Each shard, or so many images in the order of the items: a function of the input alone."""
         size = images if self.kind == "folder" else 1
-        return [Unit(self.uri, self.kind, tuple(part)) for part in shards.chunks(self.items, size)]
+        return [Unit(self.uri, self.kind, tuple(part)) for part in chunks(self.items, size)]
 
     def read(self, columns: Sequence[str]) -> Iterator[Row]:
         """Every row.
@@ -84,13 +86,16 @@ def kind_of(uri: str, *kinds: str) -> str:
     Raises:
         UsageError: nothing there, or shards of another kind.
     """
+    manifest = _manifest(uri, kinds)
+    return "folder" if manifest is None else manifest.kind
+
+
+def _manifest(uri: str, kinds: tuple[str, ...]) -> shards.Manifest | None:
     _require_folder(uri)
     manifest = shards.read_manifest(uri)
-    if manifest is None:
-        return "folder"
-    if manifest.kind not in kinds:
+    if manifest is not None and manifest.kind not in kinds:
         raise UsageError(f"{uri}: holds {manifest.kind}, but {' or '.join(kinds)} are wanted here")
-    return manifest.kind
+    return manifest
 
 
 def find(uri: str, *kinds: str) -> Source:
@@ -99,10 +104,9 @@ def find(uri: str, *kinds: str) -> Source:
     Raises:
         UsageError: nothing usable there.
     """
-    if kind_of(uri, *kinds) == "folder":
+    manifest = _manifest(uri, kinds)
+    if manifest is None:
         return find_images(uri)
-    manifest = shards.read_manifest(uri)
-    assert manifest is not None
     items = tuple(Item(place.rsplit("/", 1)[1], place) for place in shards.shard_uris(uri))
     return Source(uri, manifest.kind, items, manifest.rows, manifest.hash)
 

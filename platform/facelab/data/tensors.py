@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from facelab.data import shards
 from facelab.data.source import Row, Source, find, kind_of
+from facelab.data.tables import chunks
 from facelab.errors import UsageError
 from facelab.images import decode_tensor, training_image
 
@@ -34,7 +35,7 @@ class FaceSet:
         return len(self.ids)
 
     def subset(self, split: str) -> "FaceSet":
-        """The "train" or "val" part."""
+        """The "train", "val" or "test" part."""
         keep = _positions(self.splits, split)
         ids, digests, splits = ([values[i] for i in keep] for values in (self.ids, self.digests, self.splits))
         return FaceSet(ids, self.images[keep], digests, splits, self.hash, self.rejected)
@@ -58,7 +59,7 @@ class PairSet:
         return len(self.ids)
 
     def subset(self, split: str) -> "PairSet":
-        """The "train" or "val" part."""
+        """The "train", "val" or "test" part."""
         keep = _positions(self.splits, split)
         ids, hr_ids, splits = ([values[i] for i in keep] for values in (self.ids, self.hr_ids, self.splits))
         return PairSet(ids, hr_ids, splits, self.hr[keep], self.lr[keep], self.hash)
@@ -84,7 +85,7 @@ def load_faces(uri: str, size: int, *, progress: bool = False) -> FaceSet:
     faces = []
     rows = _shown(source, source.read(["id", "image", "split", "sha256"]), "face", progress)
     with ThreadPoolExecutor(4) as pool:
-        for chunk in shards.chunks(rows, 256):
+        for chunk in chunks(rows, 256):
             usable = [row for row in chunk if not row["rejected"]]
             for row in usable:
                 row_hash.add({"id": row["id"], "sha256": row["sha256"]})

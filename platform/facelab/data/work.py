@@ -30,23 +30,41 @@ class Model(Protocol):
     def __call__(self, given: Any, /) -> Any: ...
 
 
-def fill(output: str, schema: pa.Schema, units: Sequence[U], read: Reader[U]) -> None:
-    """Commit the rows that `read` gives for each unit, in tasks of one CPU."""
+def fill(
+    output: str, schema: pa.Schema, units: Sequence[U], read: Reader[U], *, overwrite: bool = False
+) -> shards.Totals:
+    """Commit the rows that `read` gives for each unit, in tasks of one CPU; returns what the receipts add up to.
+
+    Raises:
+        UsageError: a finished set is there, and not to `overwrite`.
+    """
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         return _commit(output, schema, unit := _unit(row), read(unit))
 
     with ray_session():
+        shards.start_set(output, overwrite)
         _dataset(units).map(task).materialize()
+    return _totals(output, units)
 
 
 def fill_with_model(
-    output: str, schema: pa.Schema, units: Sequence[U], read: Reader[U], model: Model, pool: ActorConfig
-) -> None:
-    """Commit the rows that `model`, on actors, makes of those that `read` gives for each unit.
+    output: str,
+    schema: pa.Schema,
+    units: Sequence[U],
+    read: Reader[U],
+    model: Model,
+    pool: ActorConfig,
+    *,
+    overwrite: bool = False,
+) -> shards.Totals:
+    """The same for the rows that `model`, on actors, makes of those that `read` gives for each unit.
 
     Args:
         model: rows of one unit -> rows; those that cannot be used say why in `rejected`.
+
+    Raises:
+        UsageError: also where there is no room for the actors; what lies at `output` is then left as it is.
     """
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
@@ -54,11 +72,13 @@ def fill_with_model(
 
     with ray_session():
         _require_room(pool)
+        shards.start_set(output, overwrite)
         _dataset(units).map(task, num_cpus=_READER_CPUS).map(
             _Committing,  # pyrefly: ignore  (an actor's class is welcome)
             fn_constructor_args=(ray.put(model), pool, output, schema),
             **_reserved(pool),
         ).materialize()
+    return _totals(output, units)
 
 
 def stream(
@@ -85,6 +105,10 @@ def stream(
             **_reserved(pool),
         )
         yield from results.iter_batches(batch_size=batch_size, batch_format="numpy")  # pyrefly: ignore
+
+
+def _totals(output: str, units: Sequence[Unit]) -> shards.Totals:
+    return shards.Totals.of(shards.read_receipts(output, [unit.name for unit in units]))
 
 
 def _require_room(pool: ActorConfig) -> None:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from facelab import storage
-from facelab.data.shards import chunks, write_table
+from facelab.data.tables import chunks, write_table
 from facelab.data.work import stream
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Face, Measure

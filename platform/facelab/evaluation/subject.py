@@ -95,7 +95,7 @@ def _finished(config: EvaluateConfig, sets: dict[str, ImageSet]) -> FinishedImag
         return None
     found = storage.list_files(uri, IMAGE_SUFFIXES)
     if not found:
-        return None  # model_store tells what is missing
+        return None  # store.load_model tells what is missing
     roles = [role for role in ("test", "real") if role in sets]
     own = {role: {n.removeprefix(f"{role}/"): u for n, u in found if n.startswith(f"{role}/")} for role in roles}
     if len(roles) == 1:

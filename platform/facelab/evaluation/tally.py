@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from facelab.data import shards
+from facelab.data.tables import LongTable
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import FEATURES, Measure
@@ -68,15 +70,17 @@ class Tally:
         self.drawn = {layer: frechet.Moments() for layer in layers}
         """As many real outputs as there are test faces, where those are fewer."""
         schema = pa.schema([("role", pa.string()), ("id", pa.string()), *((name, pa.float64()) for name in self.names)])
-        self.table = shards.LongTable(folder / "per_image.parquet", schema)
-        self.rejected = shards.LongTable(folder / "rejected.parquet", shards.REJECTED_SCHEMA)
+        self.tables = ExitStack()
+        self.table, self.rejected = (
+            self.tables.enter_context(LongTable(folder / name, columns))
+            for name, columns in (("per_image.parquet", schema), ("rejected.parquet", shards.REJECTED_SCHEMA))
+        )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for table in (self.table, self.rejected):
-            table.__exit__()
+        self.tables.close()
 
     def add(self, batch: dict[str, Any]) -> None:
         """Fold in one batch."""

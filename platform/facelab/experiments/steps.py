@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import yaml
+
 from facelab import storage
 from facelab.config import JobConfig, to_yaml
 from facelab.job import Job
@@ -60,7 +62,7 @@ def _kept(config: JobConfig, renewed: bool) -> dict[str, Any] | None:
     was, summary = (storage.join(config.output, name) for name in ("config.yaml", "summary.json"))
     if not storage.exists(was):
         return None
-    if renewed or storage.read_bytes(was).decode() != to_yaml(config):
+    if renewed or yaml.safe_load(storage.read_bytes(was)) != yaml.safe_load(to_yaml(config)):
         storage.delete(config.output)
         return None
     return json.loads(storage.read_bytes(summary)) if storage.exists(summary) else None

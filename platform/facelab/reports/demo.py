@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from facelab import storage
 from facelab.config import JobConfig, without_secret
 from facelab.data.tensors import load_faces, load_pairs
+from facelab.metrics.number import Number
 from facelab.metrics.protocol import metric_names
 from facelab.reports.page import PictureRow, page, picture_rows, svg
 from facelab.reports.table import Row, build_table
@@ -171,7 +172,8 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
         "the LR that the known nuisance pipeline made of the very same faces; training saw only images that it made of "
         "other identities" if truth_known else "the real test faces; the floor compares them with the real training faces"
     )  # fmt: skip
-    warning = f" {e[f'{fd}_warning']}." if f"{fd}_warning" in e else ""
+    distance = Number.of(fd, e)
+    warning = f" {distance.warning}." if distance.warning else ""
     items = [
         "<b>degradation distance</b> D(A, B): mean over radii 1..h/2 of |a_r − b_r|, a_r the mean over images of the mean "
         "of log10(|FFT₂(luma)|² + 1) over the ring r. Never a loss, never used to choose a checkpoint. Real LR is here: "
@@ -181,7 +183,7 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
         "has an 11x11 Gaussian window of σ 1.5, valid region. LR of the test faces: "
         + ("the known nuisance." if truth_known else "styleVAE LR made of them, as in the paper's Table 1."),
         f"<b>{fd}</b>: Fréchet distance between {e['n_real']} super-resolved real faces and {e['n_reference']} sharp training faces, "
-        f"over {e[f'{fd}_dims']} channels of layer {e[f'{fd}_layer']}, averaged over positions; its interval is a jackknife's, the "
+        f"over {distance.dims} channels of layer {distance.layer}, averaged over positions; its interval is a jackknife's, the "
         f"floor compares sharp test faces with the same training faces. It is not FID, which means Inception.{warning}",
         "LR and HR are resized by one function, antialiased bicubic. Means of every stage are in its summary.json, each "
         "image's numbers in evaluation/…/per_image.parquet.",

@@ -25,6 +25,7 @@ from facelab.images import decode_tensor
 from facelab.job import Job
 from facelab.metrics.catalogue import metric
 from facelab.metrics.intervals import Interval, paired_difference
+from facelab.metrics.protocol import metric_names
 from facelab.reports.page import PictureRow, page, picture_grid, picture_rows, svg
 from facelab.reports.table import Row, Table, arrow, build_table, floor_of
 from facelab.tracking.runs import JobRun, find_runs, run_artifacts
@@ -160,7 +161,7 @@ def _json(place: str, uri: str) -> dict[str, Any]:
 
 
 def _result(name: str, folder: str | None, uri: str, summary: dict[str, Any]) -> Result:
-    if not any(key.startswith("protocol_") for key in summary):
+    if not metric_names(summary):
         raise UsageError(f"{uri}: its numbers have no protocol: give the --output of jobs.evaluate")
     if folder is None:
         return Result(Row(name, summary), {}, [])

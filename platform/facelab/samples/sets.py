@@ -2,6 +2,7 @@
 that LR to tell how far two sets of the same kind are from each other."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from facelab.config import SizedConfig
 from facelab.data import shards
 from facelab.data.faces import face_row
 from facelab.data.source import Item, Row, Unit
+from facelab.data.tables import chunks
 from facelab.data.work import fill
 from facelab.images import encode_png, grid
 from facelab.job import Job
@@ -63,32 +65,40 @@ def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> 
     """Do the job, with a contact sheet beside the sets; returns its summary."""
     counts = {"hr": config.n_hr, "lr": config.n_lr, "test": config.n_test, "real": config.n_real}
     sets = counts | {"test_hr": config.n_test}
-    for name in sets:
-        shards.start_set(storage.join(config.output, name), config.overwrite)
     summary: dict[str, Any] = {}
     with ray_session():  # one for all sets
+        for name in sets:  # before the first is drawn: sets of two runs must not lie side by side
+            shards.start_set(storage.join(config.output, name), config.overwrite)
         for name, count in sets.items():
             place = storage.join(config.output, name)
             units = _units(name, count)
             kind, schema = ("pairs", shards.PAIR_SCHEMA) if name == "test" else ("faces", shards.FACE_SCHEMA)
-            fill(place, schema, units, partial(_draw, config, name))
-            totals = shards.Totals.of(shards.read_receipts(place, [unit.name for unit in units]))
+            totals = fill(place, schema, units, partial(_draw, config, name))
             manifest = shards.finish_set(place, kind, totals, {"recipe": "sample", "seed": config.seed})
             summary |= {f"n_{name}": manifest.rows, f"data_hash_{name}": manifest.hash}
     storage.write_bytes(storage.join(config.output, "contact_sheet.png"), encode_png(_contact_sheet(config)))
     return summary
 
 
-def _units(name: str, count: int) -> list[Unit]:
-    """A hundred faces each; the items are named as the rows will be, and give the identity for a place."""
+@dataclass(frozen=True)
+class _DrawnUnit(Unit):
+    """Faces that lie nowhere yet: the items are named as their rows will be."""
+
+    first_identity: int
+    """Of the first item; the others follow."""
+
+
+def _units(name: str, count: int) -> list[_DrawnUnit]:
+    """A hundred faces each."""
     sharp, ending = ("test", "") if name == "test_hr" else (name, "#0" if name == "test" else "")
-    items = [Item(f"{sharp}{i:06d}{ending}", str(_FIRST_IDENTITY[sharp] + i)) for i in range(count)]
-    return [Unit(_SOURCE, "drawn", tuple(part)) for part in shards.chunks(items, _FACES_PER_UNIT)]
+    parts = chunks(range(count), _FACES_PER_UNIT)
+    named = [(part[0], tuple(Item(f"{sharp}{i:06d}{ending}", "") for i in part)) for part in parts]
+    return [_DrawnUnit(_SOURCE, "drawn", items, _FIRST_IDENTITY[sharp] + first) for first, items in named]
 
 
-def _draw(config: SampleFacesConfig, name: str, unit: Unit) -> Iterator[Row]:
-    for item in unit.items:
-        face, low = _face_and_lr(config, int(item.uri))
+def _draw(config: SampleFacesConfig, name: str, unit: _DrawnUnit) -> Iterator[Row]:
+    for place, item in enumerate(unit.items):
+        face, low = _face_and_lr(config, unit.first_identity + place)
         if name == "test":
             hr_id = item.name.removesuffix("#0")
             yield dict(

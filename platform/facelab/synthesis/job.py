@@ -73,13 +73,11 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
     """
     degrader = load_degrader(config, run)
     source = find(config.hr, "faces")
-    shards.start_set(config.output, config.overwrite)
-    units = source.units(config.rows_per_shard)
-    maker = PairMaker(degrader, config.hr_size, config.variants, config.seed)
-    columns = ("id", "image", "split", "sha256")
-    fill_with_model(config.output, shards.PAIR_SCHEMA, units, partial(read, columns=columns), maker, config)
-
-    totals = shards.Totals.of(shards.read_receipts(config.output, [unit.name for unit in units]))
+    units, reader = source.units(config.rows_per_shard), partial(read, columns=("id", "image", "split", "sha256"))
+    maker = PairMaker(degrader, config.hr_size, config.variants)
+    totals = fill_with_model(
+        config.output, shards.PAIR_SCHEMA, units, reader, maker, config, overwrite=config.overwrite
+    )
     if not totals.rows:
         raise UsageError(f"{config.hr}: no usable face" + (f": the first: {totals.first}" if totals.first else ""))
     details = {
@@ -123,19 +121,20 @@ def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degr
 class PairMaker:
     """Rows of sharp faces -> rows of pairs: what an actor does with a unit."""
 
-    def __init__(self, degrader: Degrader, hr_size: int, variants: int, seed: int):
-        self.degrader, self.hr_size, self.variants, self.seed = degrader, hr_size, variants, seed
+    def __init__(self, degrader: Degrader, hr_size: int, variants: int):
+        self.degrader, self.hr_size, self.variants = degrader, hr_size, variants
 
     def to(self, device: torch.device) -> "PairMaker":
         self.degrader.to(device)
         return self
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        usable, images, made = [], [], []
+        usable, images = [], []
+        made: list[Row] = [{"id": row["id"], "rejected": row["rejected"]} for row in rows if row["rejected"]]
         for row in rows:
+            if row["rejected"]:
+                continue
             try:
-                if row["rejected"]:
-                    raise BadImage(row["rejected"])
                 images.append(training_image(row["image"], self.hr_size))
                 usable.append(row)
             except BadImage as error:
@@ -158,7 +157,7 @@ class PairMaker:
                         style_mode=self.degrader.style_mode,
                         style_ids=style_ids[i],
                         style_bank=self.degrader.style_bank,
-                        seed=self.seed,
+                        seed=self.degrader.seed,
                         model=self.degrader.name,
                         split=face["split"],
                         rejected="",

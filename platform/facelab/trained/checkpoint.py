@@ -37,7 +37,7 @@ class Checkpoint:
     model: dict[str, Any] = field(default_factory=dict)
     """What store.py needs to build the network."""
     phase: str = ""
-    """The part of the training that it was in, where that has several."""
+    """The part of the training that it is in, where that has several."""
 
 
 def write(folder: Path, state: Checkpoint) -> None:

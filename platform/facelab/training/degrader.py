@@ -142,8 +142,8 @@ class DegraderStage:
         ):  # fmt: skip
             if len(faces) < least:
                 raise UsageError(
-                    f"{name}: {len(faces)} faces left for a part that needs {least} (90 % train, 10 % validation by "
-                    "hash of id): give more faces or a smaller --batch-size"
+                    f"{name}: {len(faces)} faces left for a part that needs {least} (90 % train, 10 % validation, "
+                    "unless their shards say otherwise): give more faces or a smaller --batch-size"
                 )
         self.steps_per_epoch = -(-len(self.hr) // config.batch_size)
         torch.manual_seed(config.seed)

@@ -47,10 +47,8 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     if config.compute.channels_last:
         stage.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage.prepare(context, config.compute)
-    update, history = (
-        Update(context, config.compute, config.optimiser.clip),
-        History(context, logger, config.batch_size),
-    )
+    update = Update(context, config.compute, config.optimiser.clip)
+    history = History(context, logger, config.batch_size)
     last = total_steps(stage, config)
 
     with closing(context.progress(last, state.step)) as progress:

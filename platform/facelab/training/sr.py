@@ -167,7 +167,8 @@ class SRStage:
         if len(self.train_hr) < config.batch_size or len(self.held_hr) < 1:
             raise UsageError(
                 f"{config.pairs or config.hr}: {len(self.train_hr)} faces to train on and {len(self.held_hr)} held out "
-                f"(10 % by hash of id), but --batch-size is {config.batch_size}: give more faces or a smaller batch"
+                f"(10 %, unless their shards say otherwise), but --batch-size is {config.batch_size}: give more faces "
+                "or a smaller batch"
             )
         self.held_hr = self.held_hr[: config.validation_images]
         self.held_lr = resize(self.held_hr, config.lr_size) if held_lr is None else held_lr[: len(self.held_hr)]
@@ -178,7 +179,9 @@ class SRStage:
             )
         self.real_lr = None if real_lr is None else real_lr.subset("train").images
         if self.real_lr is not None and not len(self.real_lr):
-            raise UsageError(f"{config.lr}: no face left to train on (90 % by hash of id): give more")
+            raise UsageError(
+                f"{config.lr}: no face left to train on (90 %, unless their shards say otherwise): give more"
+            )
         self.steps_per_epoch = -(-len(self.train_hr) // config.batch_size)
         torch.manual_seed(config.seed)
         network = build_sr(config.model, config.scale, **config.network_options)

@@ -73,11 +73,6 @@ class TrainingState:
             ),
         )  # fmt: skip
 
-    def _phase_of(self, saved: checkpoint.Checkpoint) -> str:
-        """Of a checkpoint from before phases were written: the adversarial one had begun if its optimiser had."""
-        begun = saved.optimisers.get("discriminator", {}).get("state")
-        return "adversarial" if begun else self.stage.phase
-
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.
 
@@ -99,5 +94,5 @@ class TrainingState:
                 raise UsageError("--resume: the checkpoint is of another optimiser: give the one it was started with")
             # Rates and decays are of this run: --resume may come with others.
             optimiser.load_state_dict({"state": old["state"], "param_groups": groups})
-        self.stage.phase = saved.phase or self._phase_of(saved)
+        self.stage.phase = saved.phase or self.stage.phase
         self.step, self.segment, self.best = saved.step, saved.segment + 1, dict(saved.best)

@@ -1,0 +1,60 @@
+"""Rows in portions: lists of so many, and Parquet files, written whole or little by little."""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from facelab import storage
+
+T = TypeVar("T")
+
+
+def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` values each, the last perhaps of fewer."""
+    left = iter(values)
+    while chunk := list(islice(left, size)):
+        yield chunk
+
+
+def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> str:
+    """Rows as one Parquet file, atomically; returns the SHA-256 of its bytes."""
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    storage.write_bytes(uri, buffer.getvalue())
+    return hashlib.sha256(buffer.getvalue()).hexdigest()
+
+
+class LongTable:
+    """A local Parquet file of any number of rows, in memory that does not grow with it. To be closed: `with`."""
+
+    _ROWS_PER_GROUP = 65_536  # each group costs some KB until the end
+
+    def __init__(self, file: Path, schema: pa.Schema):
+        self.schema, self.rows = schema, 0
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+        self._waiting: list[pa.Table] = []
+
+    def add(self, columns: dict[str, Any]) -> None:
+        """Some rows, as column -> values."""
+        self._waiting.append(pa.table(columns, schema=self.schema))
+        self.rows += len(self._waiting[-1])
+        if sum(map(len, self._waiting)) >= self._ROWS_PER_GROUP:
+            self._write()
+
+    def _write(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+        self._waiting = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write()
+        self._writer.close()
