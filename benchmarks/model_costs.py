@@ -9,36 +9,30 @@ add; what is element-wise, and so local attention, is left out. `--steps` adds s
 
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from models import SR_MODELS, build_degrader, build_sr
+from models import DEGRADERS, SR_MODELS, build_degrader, build_sr
+from models.network import Network
 
-SR = [
-    ("bicubic", {}),
-    ("srcnn", {}),
-    ("vdsr", {}),
-    ("vdsr", {"layers": 8, "channels": 32}),
-    ("srgan", {}),
-    ("srgan", {"size": "mini"}),
-    ("edsr", {"size": "full"}),
-    ("edsr", {}),
-    ("edsr", {"size": "mini"}),
-    ("rdn", {}),
-    ("rdn", {"size": "mini"}),
-    ("bulat", {}),
-    ("bulat", {"size": "mini"}),
-    ("attentive", {}),
-    ("attentive", {"channels": 32, "global_blocks": 4, "local_blocks": 4}),
-]
-DEGRADERS = [
-    ("stylevae", {"channels": 128, "blocks": 6, "style_dim": 64}),
-    ("stylevae", {"channels": 48}),
-    ("bulat", {}),
-    ("bulat", {"size": "mini"}),
-]
+
+def published_and_reduced(networks: Mapping[str, type[Network]]) -> list[tuple[str, dict[str, Any]]]:
+    """(name, options) of every network at its size of preset paper and, where that is another, of preset mini."""
+    rows = []
+    for name, network in networks.items():
+        found = []
+        for preset in ("paper", "mini"):
+            options = {key.removeprefix(f"{name}."): value for key, value in network.presets.get(preset, {}).items()
+                       if key.startswith(f"{name}.")}  # fmt: skip
+            count = parameters(network(**options))
+            if count not in found:
+                rows.append((name, options))
+            found.append(count)
+    return rows
 
 
 def parameters(network: nn.Module) -> int:
@@ -83,7 +77,8 @@ def main() -> None:
     timed = "--steps" in sys.argv
     print("| network | parameters | GFLOP 16→64 | GFLOP 32→128 |" + (" step of 16, s |" if timed else ""))
     print("|---|---|---|---|" + ("---|" if timed else ""))
-    for kind, entries in (("sr", SR), ("degrader", DEGRADERS)):
+    sr = [*published_and_reduced(SR_MODELS), ("edsr", {"size": "full"})]
+    for kind, entries in (("sr", sr), ("degrader", published_and_reduced(DEGRADERS))):
         for name, options in entries:
             network = build_sr(name, 4, **options) if kind == "sr" else Degrade(build_degrader(name, 4, **options))
             sizes = (16, 32) if kind == "sr" else (64, 128)
@@ -96,5 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    assert {name for name, _ in SR} == set(SR_MODELS)
     main()

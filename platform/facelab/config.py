@@ -51,6 +51,7 @@ def with_options(**groups: type) -> Callable[[type[C]], type[C]]:
     """
 
     def add(config_type: type[C]) -> type[C]:
+        assert not (taken := groups.keys() & config_type.model_fields), f"already options of their own: {taken}"
         fields: dict[str, Any] = {
             name: (group, Field(default=group(), description=group.__doc__)) for name, group in groups.items()
         }

@@ -76,7 +76,8 @@ def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any
 
 
 def prepare_plan(config: PrepareConfig) -> str:
-    return f"read every image below {config.input}, write face shards to {config.output}"
+    what = "every image" if config.recipe == "folder" else f"the images of {config.recipe}"
+    return f"read {what} below {config.input}, write face shards to {config.output}"
 
 
 PREPARE = Job("prepare", PrepareConfig, prepare, prepare_plan)

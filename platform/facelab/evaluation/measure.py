@@ -69,6 +69,8 @@ class Measure:
         self.metrics = config.image_metrics()
         self.columns = {column: metric for metric in self.metrics.values() for column in metric.columns}
         """Whose each column of numbers is."""
+        for name, metric in self.metrics.items():
+            assert all(f"{column}_".startswith(f"{name}_") for column in metric.columns), f"{name}: {metric.columns}"
 
     def to(self, device: torch.device) -> "Measure":
         for part in (self.subject, *([self.features] if self.features else []), *self.metrics.values()):

@@ -187,7 +187,8 @@ class Tally:
             size = "of the pairs"
         inputs = self.hashes[role].hexdigest()
         lr = self.sets[role].lr_kind
-        return Protocol(name, version=1, n=self.counts[role], inputs=inputs, size=size, lr=lr, **own)
+        own.setdefault("version", 1)
+        return Protocol(name, n=self.counts[role], inputs=inputs, size=size, lr=lr, **own)
 
     def _distances(self, layer: str) -> Iterator[Found]:
         """FD or FID, and KID, over a layer."""

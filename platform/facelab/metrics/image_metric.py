@@ -42,7 +42,8 @@ class ImageMetric(ABC):
 
     @abstractmethod
     def record(self, column: str) -> dict[str, Any]:
-        """Fields of the column's Protocol that are its own: of colour, crop, weights and settings those that apply."""
+        """Fields of the column's Protocol that are its own: of version, colour, crop, weights and settings those that
+        apply."""
 
     def measure(self, images: torch.Tensor, truth: torch.Tensor | None, size: int) -> dict[str, torch.Tensor]:
         """The same on the CPU and `size` images at a time, so that no image's numbers depend on how many there are."""

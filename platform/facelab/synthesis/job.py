@@ -146,6 +146,8 @@ class PairMaker:
         rows = []
         for variant in range(self.variants):
             lr, style_ids = self.degrader.degrade(hr, [face["sha256"] for face in faces], variant)
+            side = self.hr_size // self.degrader.scale
+            assert (lr.shape, lr.dtype) == ((len(faces), 3, side, side), torch.uint8), self.degrader.name
             for i, face in enumerate(faces):
                 rows.append(
                     dict(

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from facelab.data.recipes import folder
+from facelab.data.recipes.folder import find as folder
 from facelab.data.source import Source
 
-RECIPES: dict[str, Callable[[str], Source]] = {"folder": folder.find}
+RECIPES: dict[str, Callable[[str], Source]] = {"folder": folder}
 """Name -> what finds its images below a URI."""
