@@ -27,7 +27,7 @@ from facelab.images import decode_tensor, encode_png
 from facelab.metrics import psnr
 from facelab.metrics.catalogue import IMAGE_METRICS
 from facelab.metrics.image_metric import ImageMetric
-from facelab.metrics.protocol import Metric
+from facelab.metrics.number import Metric
 from facelab.reports.report import REPORT, ReportConfig
 from facelab.reports.table import Row, build_table
 from facelab.trained import store

@@ -5,8 +5,8 @@ from facelab.metrics.identity import Identity
 from facelab.metrics.image_metric import ImageMetric
 from facelab.metrics.kid import KERNEL
 from facelab.metrics.no_reference import Brisque
+from facelab.metrics.number import Metric
 from facelab.metrics.perceptual import Lpips
-from facelab.metrics.protocol import Metric
 from facelab.metrics.psnr_ssim import Psnr, Ssim
 
 IMAGE_METRICS: dict[str, type[ImageMetric]] = {

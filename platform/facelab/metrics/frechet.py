@@ -11,7 +11,7 @@ from scipy.linalg import eigh
 from scipy.linalg.blas import dsymm, dsyr, dsyrk  # pyrefly: ignore  (made at import)
 from scipy.linalg.lapack import dpotrf, dpstrf, dsygst  # pyrefly: ignore
 
-from facelab.metrics.protocol import Metric
+from facelab.metrics.number import Metric
 
 FID = Metric("FID", -1, ".2f")
 FD = Metric("FD {}", -1, ".4g")

@@ -13,7 +13,7 @@ from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import centre_square
 from facelab.metrics.image_metric import ImageMetric
-from facelab.metrics.protocol import Metric
+from facelab.metrics.number import Metric
 from models.resize import resize
 
 

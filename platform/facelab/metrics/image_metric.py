@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
-from facelab.metrics.protocol import Metric
+from facelab.metrics.number import Metric
 from facelab.trained.apply import in_fixed_batches
 
 

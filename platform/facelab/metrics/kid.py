@@ -6,7 +6,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from facelab.metrics.protocol import Metric
+from facelab.metrics.number import Metric
 
 KERNEL = Metric("KID {}", -1, ".3g")
 """How it is shown."""

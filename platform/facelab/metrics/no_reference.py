@@ -9,7 +9,8 @@ from piq.functional import imresize, rgb2yiq
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.metrics.image_metric import ImageMetric
-from facelab.metrics.protocol import Metric, library
+from facelab.metrics.number import Metric
+from facelab.metrics.protocol import library
 from facelab.trained.weights import resolve_weights
 
 _RHO = -153.591  # offset of the regression, from the authors' code, as in piq

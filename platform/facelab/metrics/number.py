@@ -1,8 +1,20 @@
-"""A number of an evaluation with all that is needed to read it, and how a summary, which is flat, holds it."""
+"""A number of an evaluation with all that is needed to read it; how a summary, which is flat, holds it."""
 
 from dataclasses import dataclass, fields
 from math import inf
 from typing import Any, Self
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a reader of a table must know of a column."""
+
+    title: str
+    """With its unit."""
+    better: int
+    """1: higher is better; -1: lower."""
+    digits: str
+    """Format of its numbers."""
 
 
 @dataclass(frozen=True)

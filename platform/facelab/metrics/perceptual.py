@@ -10,7 +10,8 @@ from facelab.config import Config, Uri
 from facelab.errors import UsageError
 from facelab.images import to_float
 from facelab.metrics.image_metric import ImageMetric
-from facelab.metrics.protocol import Metric, library
+from facelab.metrics.number import Metric
+from facelab.metrics.protocol import library
 from facelab.trained.weights import resolve_weights
 
 

@@ -8,18 +8,6 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What a reader of a table must know of a column."""
-
-    title: str
-    """With its unit."""
-    better: int
-    """1: higher is better; -1: lower."""
-    digits: str
-    """Format of its numbers."""
-
-
-@dataclass(frozen=True)
 class Protocol:
     """Everything that a number depends on, but the model.
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from facelab.metrics.image_metric import ImageMetric
-from facelab.metrics.protocol import Metric
+from facelab.metrics.number import Metric
 from models.colour import rgb_to_ycbcr
 
 SSIM_WINDOW = 11

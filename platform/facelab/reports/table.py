@@ -11,8 +11,8 @@ from typing import Any
 
 from facelab.errors import UsageError
 from facelab.metrics.catalogue import metric
-from facelab.metrics.number import Number
-from facelab.metrics.protocol import Metric, differences, fingerprint_of, metric_names
+from facelab.metrics.number import Metric, Number
+from facelab.metrics.protocol import differences, fingerprint_of, metric_names
 
 
 @dataclass(frozen=True)
