@@ -21,7 +21,7 @@ def _isolated(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
     for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +34,13 @@ def ray_local():
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (ROOT / "tests", ROOT / "platform", ROOT)))
     with ray_session(dashboard=True):
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """Of several test processes, one has all tests with Ray; elsewhere a file stays together."""
+    for item in items:
+        group = "ray" if "ray_local" in item.fixturenames else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 class Notes:

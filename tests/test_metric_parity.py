@@ -77,6 +77,7 @@ def pytorch_fid(a: Path, b: Path, weights: Path, *options: str) -> float:
     return float(done.stdout.split("FID:")[1])
 
 
+@pytest.mark.slow
 def test_fid_equals_pytorch_fid(tmp_path, inception_weights):
     """The same number as its command line to 6 digits, on unequal numbers of finished images; also in 64 dimensions."""
     place = folders(tmp_path, {"real": 6, "outputs": 6, "reference": 9})

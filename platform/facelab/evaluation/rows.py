@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from facelab.data import shards
 from facelab.data.source import Item, Source, Unit, find, read
 from facelab.errors import UsageError
-from facelab.evaluation.config import EvaluateConfig
 from facelab.seeding import seed_for
+
+if TYPE_CHECKING:  # the metrics' libraries take seconds to import, in every task that reads
+    from facelab.evaluation.config import EvaluateConfig
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class ImageSet:
         return (identifier for identifier in self.ids() if is_first_variant(self.kind, identifier))
 
 
-def image_sets(config: EvaluateConfig) -> dict[str, ImageSet]:
+def image_sets(config: "EvaluateConfig") -> dict[str, ImageSet]:
     """The sets that a config names, by role.
 
     Raises:
