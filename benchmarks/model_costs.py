@@ -22,17 +22,13 @@ from models.network import Network
 
 def published_and_reduced(networks: Mapping[str, type[Network]]) -> list[tuple[str, dict[str, Any]]]:
     """(name, options) of every network at its size of preset paper and, where that is another, of preset mini."""
-    rows = []
+    found: dict[tuple[str, int], dict[str, Any]] = {}
     for name, network in networks.items():
-        found = []
         for preset in ("paper", "mini"):
             options = {key.removeprefix(f"{name}."): value for key, value in network.presets.get(preset, {}).items()
                        if key.startswith(f"{name}.")}  # fmt: skip
-            count = parameters(network(**options))
-            if count not in found:
-                rows.append((name, options))
-            found.append(count)
-    return rows
+            found.setdefault((name, parameters(network(**options))), options)
+    return [(name, options) for (name, _), options in found.items()]
 
 
 def parameters(network: nn.Module) -> int:

@@ -76,8 +76,7 @@ def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any
 
 
 def prepare_plan(config: PrepareConfig) -> str:
-    what = "every image" if config.recipe == "folder" else f"the images of {config.recipe}"
-    return f"read {what} below {config.input}, write face shards to {config.output}"
+    return f"read every image below {config.input}, write face shards to {config.output}"
 
 
 PREPARE = Job("prepare", PrepareConfig, prepare, prepare_plan)

@@ -187,7 +187,6 @@ class Tally:
             size = "of the pairs"
         inputs = self.hashes[role].hexdigest()
         lr = self.sets[role].lr_kind
-        own.setdefault("version", 1)
         return Protocol(name, n=self.counts[role], inputs=inputs, size=size, lr=lr, **own)
 
     def _distances(self, layer: str) -> Iterator[Found]:

@@ -15,7 +15,7 @@ class Protocol:
     """
 
     metric: str
-    version: int
+    version: int = field(default=1, kw_only=True)
     """Raised whenever our code would give another number for the same images."""
     n: int
     """Images that it was computed from."""

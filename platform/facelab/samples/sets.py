@@ -91,9 +91,11 @@ class _DrawnUnit(Unit):
 def _units(name: str, count: int) -> list[_DrawnUnit]:
     """A hundred faces each."""
     sharp, ending = ("test", "") if name == "test_hr" else (name, "#0" if name == "test" else "")
-    parts = chunks(range(count), _FACES_PER_UNIT)
-    named = [(part[0], tuple(Item(f"{sharp}{i:06d}{ending}", "") for i in part)) for part in parts]
-    return [_DrawnUnit(_SOURCE, "drawn", items, _FIRST_IDENTITY[sharp] + first) for first, items in named]
+    units = []
+    for part in chunks(range(count), _FACES_PER_UNIT):
+        items = tuple(Item(f"{sharp}{i:06d}{ending}", "") for i in part)
+        units.append(_DrawnUnit(_SOURCE, "drawn", items, _FIRST_IDENTITY[sharp] + part[0]))
+    return units
 
 
 def _draw(config: SampleFacesConfig, name: str, unit: _DrawnUnit) -> Iterator[Row]:

@@ -129,16 +129,17 @@ class PairMaker:
         return self
 
     def __call__(self, rows: list[Row]) -> list[Row]:
-        usable, images = [], []
-        made: list[Row] = [{"id": row["id"], "rejected": row["rejected"]} for row in rows if row["rejected"]]
+        usable, images, made = [], [], []
         for row in rows:
-            if row["rejected"]:
-                continue
+            reason = row["rejected"]
             try:
-                images.append(training_image(row["image"], self.hr_size))
-                usable.append(row)
+                if not reason:
+                    images.append(training_image(row["image"], self.hr_size))
+                    usable.append(row)
             except BadImage as error:
-                made.append({"id": row["id"], "rejected": str(error)})
+                reason = str(error)
+            if reason:
+                made.append({"id": row["id"], "rejected": reason})
         return made + (self._pairs(usable, torch.stack(images)) if usable else [])
 
     def _pairs(self, faces: list[Row], hr: torch.Tensor) -> list[Row]:
