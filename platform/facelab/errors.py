@@ -4,6 +4,14 @@
 class UsageError(Exception):
     """Unusable arguments or input. The message says what, where, and how to mend it, in one line."""
 
+    def __init__(self, message: str):
+        super().__init__(one_line(message))  # it may quote the name of a file
+
 
 class StoreError(UsageError):
     """A store that cannot be reached or written: may pass, so a Ray worker that meets it is restarted."""
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and what else cannot be printed: names may come from anywhere."""
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
