@@ -1,74 +1,132 @@
 """Encoded bytes <-> uint8 RGB, and the way every face becomes a training image."""
 
 import io
+import threading
+from contextlib import nullcontext
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from models.resize import resize
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+"""Whatever a file is called: Pillow knows dozens more, some of which run programs on what they read, such as EPS."""
 MAX_PIXELS = 64_000_000
 """More is taken for a decompression bomb; a face crop has a thousandth of it."""
+LARGE_SIDE = 2048
+"""A square of more px a side is reduced by a whole factor before the one resize, whose floats would take gigabytes."""
+_ONE_LARGE_AT_A_TIME = threading.Lock()
+_SRGB = ImageCms.createProfile("sRGB")
 
 
 class BadImage(ValueError):
     """An image that cannot be used; the message is the reason given in the `rejected` table."""
 
 
-def decode(data: bytes) -> np.ndarray:
-    """Encoded JPEG, PNG, WebP or BMP -> (H, W, 3) uint8 RGB.
+def read_image(data: bytes, most_side: int | None = None) -> Image.Image:
+    """Encoded JPEG, PNG, WebP or BMP -> upright sRGB in Pillow's mode RGB, its first frame where it has several.
 
-    EXIF rotation is applied, 16-bit grey scaled to 8, transparency laid over white.
+    EXIF rotation is applied, colours go from the embedded profile to sRGB (one that cannot be read is passed over, as
+    browsers do), 16 bits become 8, transparency is laid over white.
+
+    Args:
+        most_side: an image whose shorter side has more px gives its centre square, reduced by a whole factor to no less
+            than half of it.
 
     Raises:
         BadImage: unreadable, truncated or a decompression bomb.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > MAX_PIXELS:
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > MAX_PIXELS:
                 raise BadImage(f"decompression bomb: {image.width}x{image.height} px")
-            image.load()
-            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            with _ONE_LARGE_AT_A_TIME if pixels > LARGE_SIDE**2 else nullcontext():
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)
+                return _reduced(_to_rgb(image), most_side)
     except BadImage:
         raise
     except Image.DecompressionBombError as error:  # Pillow's own limit, met before ours
         raise BadImage(f"decompression bomb: {error}") from error
     except UnidentifiedImageError as error:
-        raise BadImage("unreadable: not an image format that is known here") from error
+        raise BadImage("unreadable: no JPEG, PNG, WebP or BMP, whatever its name says") from error
     except Exception as error:  # decoders raise whatever they like on corrupt input: all of it means one thing
         reason = "truncated" if "truncated" in str(error).lower() else "unreadable"
         raise BadImage(f"{reason}: {type(error).__name__}: {str(error)[:120]}") from error
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Encoded image -> (H, W, 3) uint8 sRGB.
+
+    Raises:
+        BadImage: see `read_image`.
+    """
+    return np.array(read_image(data))
 
 
 def decode_tensor(data: bytes) -> torch.Tensor:
     """Encoded image -> (3, H, W) uint8 RGB.
 
     Raises:
-        BadImage: see `decode`.
+        BadImage: see `read_image`.
     """
     return torch.from_numpy(decode(data)).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    profile = image.info.get("icc_profile")
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         wide = np.asarray(image).astype(np.float64)
-        return Image.fromarray(np.rint(np.clip(wide, 0, 65535) / 257).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray(np.rint(np.clip(wide, 0, 65535) / 257).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    elif image.mode not in ("RGB", "CMYK", "L"):
+        image = image.convert("RGB")
+    if profile and not _is_srgb(profile):
+        try:
+            return ImageCms.profileToProfile(image, io.BytesIO(profile), _SRGB, outputMode="RGB")  # pyrefly: ignore
+        except ImageCms.PyCMSError:
+            pass  # damaged, or of other channels than the image
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _reduced(image: Image.Image, most_side: int | None) -> Image.Image:
+    side = min(image.size)
+    if most_side is None or side <= most_side:
+        return image
+    return _centre(image).reduce(-(-side // most_side))
+
+
+def _centre(image: Image.Image) -> Image.Image:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image if side == max(image.size) else image.crop((left, top, left + side, top + side))
+
+
+def _is_srgb(profile: bytes) -> bool:
+    """By its name; c2 and uRGB are the two tiny ones that web services embed."""
+    try:
+        name = ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(profile))).strip().lower()
+    except (ImageCms.PyCMSError, OSError):
+        return False
+    return name.startswith("srgb") or name in ("c2", "urgb")
 
 
 def is_plain(data: bytes) -> bool:
-    """Whether the bytes can be kept as they are: 8-bit RGB JPEG or PNG without rotation."""
-    with Image.open(io.BytesIO(data)) as image:
+    """Whether the bytes can be kept as they are: 8-bit sRGB JPEG or PNG without rotation."""
+    with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        profile = image.info.get("icc_profile")
         return (
             image.format in ("JPEG", "PNG")
             and image.mode == "RGB"
+            and not (image.format == "PNG" and data[24] == 16)  # the header's bit depth, which Pillow hides
             and image.getexif().get(0x0112, 1) == 1
             and "transparency" not in image.info
+            and (not profile or _is_srgb(profile))
         )
 
 
@@ -81,13 +139,9 @@ def encode_png(image: np.ndarray | torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def training_image(data: bytes, size: int) -> torch.Tensor:
-    """Centre square, then the one resize: encoded bytes -> (3, size, size) uint8.
-
-    Raises:
-        BadImage: see `decode`.
-    """
-    return resize(centre_square(decode_tensor(data))[None], size)[0]
+def training_image(image: Image.Image, size: int) -> torch.Tensor:
+    """Centre square, then the one resize: RGB -> (3, size, size) uint8."""
+    return resize(torch.from_numpy(np.array(_centre(image))).permute(2, 0, 1)[None], size)[0]
 
 
 def centre_square(images: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Images -> face shards: every file becomes a row, or is set aside with its reason."""
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -7,11 +8,11 @@ from pydantic import Field
 
 from facelab.config import JobConfig, Uri
 from facelab.data import shards
-from facelab.data.faces import MIN_SIDE
+from facelab.data.faces import MIN_SIDE, require_side, require_usable
 from facelab.data.recipes import RECIPES
-from facelab.data.source import read
+from facelab.data.source import Row, Unit, read
 from facelab.data.work import fill
-from facelab.errors import UsageError
+from facelab.images import BadImage
 from facelab.job import Job
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
@@ -27,6 +28,8 @@ class PrepareConfig(JobConfig):
         "paper": {},
     }
 
+    WRITES = (*JobConfig.WRITES, "manifest.json", "rejected.parquet")
+
     input: Uri
     """Folder or s3:// prefix of JPEG, PNG, WebP or BMP files; subfolders are searched."""
     recipe: Literal[tuple(RECIPES)] = "folder"  # pyrefly: ignore
@@ -34,7 +37,8 @@ class PrepareConfig(JobConfig):
     min_side: int = Field(default=MIN_SIDE, ge=1)
     """Faces whose shorter side has fewer px are rejected."""
     max_rejected: float = Field(default=0.5, ge=0, le=1)
-    """Fail when more than this share of the files is rejected: something is wrong with the input as a whole."""
+    """Fail when more than this share of the files, copies aside, is rejected: something is wrong with the input as a
+    whole."""
     rows_per_shard: int = Field(default=2000, ge=1)
     """Files read and written by one task."""
     overwrite: bool = False
@@ -53,18 +57,17 @@ def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any
     """
     source = RECIPES[config.recipe](config.input)
     units, schema = source.units(config.rows_per_shard), shards.FACE_SCHEMA
-    reader = partial(read, columns=schema.names, min_side=config.min_side)
-    totals = fill(config.output, schema, units, reader, overwrite=config.overwrite)
-    if totals.rejected:
-        receipts = shards.read_receipts(config.output, [unit.name for unit in units])
-        shards.write_rejected(config.output, (row for receipt in receipts for row in receipt.rejected))
-    if not totals.rows:
-        raise UsageError(f"{config.input}: none of {source.rows} files is usable; the first: {totals.first}")
-    if totals.rejected > config.max_rejected * source.rows:
-        raise RuntimeError(
-            f"{config.input}: {totals.rejected} of {source.rows} files rejected, more than --max-rejected "
-            f"{config.max_rejected:g}; the first: {totals.first}; the whole list: {config.output}/rejected.parquet"
-        )
+    fill(config.output, schema, units, partial(_faces, min_side=config.min_side), overwrite=config.overwrite)
+    names = [unit.name for unit in units]
+    _drop_copies(config.output, names)
+    totals = shards.settle(config.output, names)
+    copies = totals.reasons["copy"]
+    unusable, seen, small = (
+        totals.rejected - copies,
+        source.rows - copies,
+        "lower --min-side (jobs.demo: give --allow-enlarged)",
+    )
+    require_usable(config.input, unusable, seen, totals.first, config.max_rejected, small)
     details = {"recipe": config.recipe, "source": source.uri, "rejected": totals.rejected, "min_side": config.min_side}
     manifest = shards.finish_set(config.output, "faces", totals, details)
     return {
@@ -73,6 +76,31 @@ def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any
         "data_hash": manifest.hash,
         **{f"rejected_{kind.replace(' ', '_')}": count for kind, count in sorted(totals.reasons.items())},
     }
+
+
+def _faces(unit: Unit, min_side: int) -> Iterator[Row]:
+    for row in read(unit, shards.FACE_SCHEMA.names):
+        try:
+            if not row["rejected"]:
+                require_side(row["width"], row["height"], min_side)
+            yield row
+        except BadImage as error:
+            yield row | {"rejected": str(error)}
+
+
+def _drop_copies(output: str, units: Sequence[str]) -> None:
+    """Of files with equal bytes, the one whose name comes first stays: the others would be counted twice, and might be
+    validated on after they were trained on."""
+    first: dict[str, str] = {}
+    rows = {unit: shards.read_columns(shards.shard_uri(output, unit), ["id", "sha256"])
+            for unit in units if shards.read_receipt(output, unit).rows}  # fmt: skip
+    for columns in rows.values():
+        for identifier, digest in zip(*columns, strict=True):
+            first[digest] = min(identifier, first.get(digest, identifier))
+    for unit, columns in rows.items():
+        copies = {i: f"copy: of {first[digest]}" for i, digest in zip(*columns, strict=True) if first[digest] != i}
+        if copies:
+            shards.set_aside(output, unit, copies, shards.FACE_SCHEMA)
 
 
 def prepare_plan(config: PrepareConfig) -> str:

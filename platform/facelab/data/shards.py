@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ PAIR_SCHEMA = pa.schema(
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
 VALIDATION_SHARE = 0.1
+_SHARD = re.compile(r"part-[0-9a-f]{20}\.parquet")
 
 
 def split_of(identifier: str) -> str:
@@ -92,17 +94,28 @@ class Receipt:
     """Of the shard's bytes; empty where no row was usable, and there is no shard."""
     rejected: list[dict[str, str]]
     """Rows of REJECTED_SCHEMA."""
+    enlarged: int = 0
+    """Rows whose face was smaller than wanted."""
 
 
 def commit(
-    uri: str, unit: str, rows: list[dict[str, Any]], rejected: list[dict[str, str]], schema: pa.Schema
+    uri: str,
+    unit: str,
+    rows: list[dict[str, Any]],
+    rejected: list[dict[str, str]],
+    schema: pa.Schema,
+    enlarged: int = 0,
 ) -> Receipt:
     """Write a unit's shard below `uri`, then its receipt, each atomically. Done again, it writes the same files."""
     row_hash = RowHash()
     for row in rows:
         row_hash.add(_content(row))
-    digest = write_table(storage.join(uri, f"part-{unit}.parquet"), rows, schema) if rows else ""
-    receipt = Receipt(unit, len(rows), row_hash.hexdigest(), digest, rejected)
+    digest = ""
+    if rows:
+        digest = write_table(shard_uri(uri, unit), rows, schema)
+    else:
+        storage.delete(shard_uri(uri, unit))  # of an earlier commit, when there were rows
+    receipt = Receipt(unit, len(rows), row_hash.hexdigest(), digest, rejected, enlarged)
     storage.write_text(_receipt_uri(uri, unit), json.dumps(vars(receipt)))
     return receipt
 
@@ -114,8 +127,30 @@ def _content(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not (by_rule and key == "split")}
 
 
+def set_aside(uri: str, unit: str, reasons: dict[str, str], schema: pa.Schema) -> None:
+    """Commit a unit again, with some of its rows rejected: id -> why."""
+    receipt = read_receipt(uri, unit)
+    rows = read_shard(shard_uri(uri, unit), schema.names)
+    rejected = [{"id": r["id"], "source": r["source"], "reason": reasons[r["id"]]} for r in rows if r["id"] in reasons]
+    kept = [row for row in rows if row["id"] not in reasons]
+    commit(uri, unit, kept, receipt.rejected + rejected, schema, receipt.enlarged)
+
+
+def shard_uri(uri: str, unit: str) -> str:
+    """Where the shard of a unit lies."""
+    return storage.join(uri, f"part-{unit}.parquet")
+
+
 def _receipt_uri(uri: str, unit: str) -> str:
     return storage.join(uri, "receipts", f"{unit}.json")
+
+
+def read_receipt(uri: str, unit: str) -> Receipt:
+    """
+    Raises:
+        UsageError: there is none.
+    """
+    return Receipt(**json.loads(storage.read_bytes(_receipt_uri(uri, unit))))
 
 
 def read_receipts(uri: str, units: Iterable[str]) -> Iterator[Receipt]:
@@ -126,12 +161,18 @@ def read_receipts(uri: str, units: Iterable[str]) -> Iterator[Receipt]:
     """
     with ThreadPoolExecutor(16) as pool:
         for part in chunks(units, 64):  # the pool would read all at once
-            for data in pool.map(lambda unit: storage.read_bytes(_receipt_uri(uri, unit)), part):
-                yield Receipt(**json.loads(data))
+            yield from pool.map(partial(read_receipt, uri), part)
 
 
-def write_rejected(uri: str, rejected: Iterable[dict[str, str]]) -> None:
-    """`uri`/rejected.parquet: rows of REJECTED_SCHEMA, the files that were set aside and why."""
+def settle(uri: str, units: Sequence[str]) -> "Totals":
+    """What the receipts of all units add up to; what was set aside, and why, is listed in `uri`/rejected.parquet."""
+    totals = Totals.of(read_receipts(uri, units))
+    if totals.rejected:
+        _write_rejected(uri, (row for receipt in read_receipts(uri, units) for row in receipt.rejected))
+    return totals
+
+
+def _write_rejected(uri: str, rejected: Iterable[dict[str, str]]) -> None:
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
         file = Path(folder) / "rejected.parquet"
         with LongTable(file, REJECTED_SCHEMA) as table:
@@ -147,10 +188,11 @@ class Totals:
     rows: int = 0
     row_hash: RowHash = field(default_factory=RowHash)
     rejected: int = 0
+    enlarged: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     """Kind of a rejection -> how many."""
     first: str = ""
-    """One rejected row and why."""
+    """One rejected row, which is no copy, and why."""
 
     @classmethod
     def of(cls, receipts: Iterable[Receipt]) -> "Totals":
@@ -159,9 +201,11 @@ class Totals:
             totals.rows += receipt.rows
             totals.row_hash += RowHash(int(receipt.row_hash, 16))
             totals.rejected += len(receipt.rejected)
+            totals.enlarged += receipt.enlarged
             totals.reasons.update(row["reason"].split(":")[0] for row in receipt.rejected)
-            if receipt.rejected and not totals.first:
-                totals.first = f"{receipt.rejected[0]['id']}: {receipt.rejected[0]['reason']}"
+            unusable = (row for row in receipt.rejected if not row["reason"].startswith("copy:"))
+            if not totals.first and (row := next(unusable, None)):
+                totals.first = f"{row['id']}: {row['reason']}"
         return totals
 
 
@@ -189,7 +233,7 @@ def start_set(uri: str, overwrite: bool = False) -> None:
     refuse_finished(uri, overwrite)
     storage.delete(storage.join(uri, "manifest.json"))
     for name, leftover in storage.list_files(uri, (".parquet",)):
-        if re.fullmatch(r"part-[0-9a-f]{20}\.parquet|rejected\.parquet", name):  # ours, nothing else of the user's
+        if _SHARD.fullmatch(name) or name == "rejected.parquet":  # ours, nothing else of the user's
             storage.delete(leftover)
     for name, leftover in storage.list_files(storage.join(uri, "receipts"), (".json",)):
         if re.fullmatch(r"[0-9a-f]{20}\.json", name):
@@ -211,7 +255,7 @@ def read_manifest(uri: str) -> Manifest | None:
     """
     place = storage.join(uri, "manifest.json")
     if not storage.exists(place):
-        if storage.list_files(uri, (".parquet",)):
+        if shard_uris(uri):
             raise UsageError(
                 f"{uri}: shards without manifest.json: the job that wrote them did not finish; run it again"
             )
@@ -223,8 +267,8 @@ def read_manifest(uri: str) -> Manifest | None:
 
 
 def shard_uris(uri: str) -> list[str]:
-    """The shards of a set, sorted; the table of rejected files is not among them."""
-    return [found for name, found in storage.list_files(uri, (".parquet",)) if name.startswith("part-")]
+    """The shards of a set, sorted; no other Parquet file that may lie there is among them."""
+    return [found for name, found in storage.list_files(uri, (".parquet",)) if _SHARD.fullmatch(name)]
 
 
 def read_shard(uri: str, columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -243,16 +287,18 @@ def read_shard(uri: str, columns: Sequence[str]) -> list[dict[str, Any]]:
         raise UsageError(f"{uri}: damaged shard ({str(error).splitlines()[0]}): write the set again") from error
 
 
-def read_column(uri: str, name: str) -> list[Any]:
-    """One column of a shard, without fetching the others.
+def read_columns(uri: str, names: Sequence[str]) -> list[list[Any]]:
+    """Some columns of a shard, without fetching the others.
 
     Raises:
-        UsageError: it cannot be read, or has no such column.
+        UsageError: it cannot be read, or lacks one.
     """
     filesystem, path = storage.resolve(uri)
     try:
-        return pq.read_table(path, columns=[name], filesystem=filesystem)[name].to_pylist()
-    except (KeyError, pa.ArrowInvalid, OSError) as error:
+        with storage.explained(uri):
+            table = pq.read_table(path, columns=list(names), filesystem=filesystem)
+        return [table[name].to_pylist() for name in names]
+    except (KeyError, pa.ArrowInvalid) as error:
         raise UsageError(f"{uri}: damaged shard ({str(error).splitlines()[0]}): write the set again") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from facelab import storage
 from facelab.data import shards
-from facelab.data.faces import MIN_SIDE, read_face
+from facelab.data.faces import read_face
 from facelab.data.tables import chunks
 from facelab.errors import UsageError
 from facelab.images import IMAGE_SUFFIXES, BadImage
@@ -77,7 +77,7 @@ class Source:
     def ids(self) -> Iterator[str]:
         """The ids of all rows, without fetching their images."""
         for item in self.items:
-            yield from [item.name] if self.kind == "folder" else shards.read_column(item.uri, "id")
+            yield from [item.name] if self.kind == "folder" else shards.read_columns(item.uri, ["id"])[0]
 
 
 def kind_of(uri: str, *kinds: str) -> str:
@@ -108,6 +108,9 @@ def find(uri: str, *kinds: str) -> Source:
     if manifest is None:
         return find_images(uri)
     items = tuple(Item(place.rsplit("/", 1)[1], place) for place in shards.shard_uris(uri))
+    if not items:
+        shards.require_rows(uri, manifest.kind, 0, manifest.rows)
+        raise UsageError(f"{uri}: an empty set of {manifest.kind}")
     return Source(uri, manifest.kind, items, manifest.rows, manifest.hash)
 
 
@@ -119,6 +122,8 @@ def find_images(uri: str) -> Source:
     """
     _require_folder(uri)
     files = tuple(Item(name, place) for name, place in storage.list_files(uri, IMAGE_SUFFIXES))
+    if len({item.name for item in files}) < len(files):
+        raise UsageError(f"{uri}: two files have one name when the bytes that are no UTF-8 are spelt out: rename one")
     if not files:
         raise UsageError(f"{uri}: no images ({', '.join(IMAGE_SUFFIXES)}) below this folder")
     return Source(uri, "folder", files, len(files))
@@ -130,12 +135,11 @@ def _require_folder(uri: str) -> None:
         raise UsageError(f"{uri}: {what}: give a folder of images or the output of a facelab job")
 
 
-def read(unit: Unit, columns: Sequence[str], min_side: int = MIN_SIDE) -> Iterator[Row]:
+def read(unit: Unit, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of a unit.
 
     Args:
         columns: of shards; of a folder, those of FACE_SCHEMA. A rejected image has its id alone.
-        min_side: images whose shorter side has fewer px are rejected; shards hold none.
 
     Raises:
         UsageError: a damaged shard, or a store that cannot be reached.
@@ -145,7 +149,7 @@ def read(unit: Unit, columns: Sequence[str], min_side: int = MIN_SIDE) -> Iterat
             yield from (row | {"rejected": ""} for row in shards.read_shard(item.uri, columns))
             continue
         try:
-            row = read_face(item.name, item.uri, unit.source, min_side)
+            row = read_face(item.name, item.uri, unit.source)
             yield {column: row[column] for column in columns} | {"rejected": ""}
         except BadImage as error:
             yield dict.fromkeys(columns) | {"id": item.name, "rejected": str(error)}

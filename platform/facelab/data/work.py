@@ -30,10 +30,8 @@ class Model(Protocol):
     def __call__(self, given: Any, /) -> Any: ...
 
 
-def fill(
-    output: str, schema: pa.Schema, units: Sequence[U], read: Reader[U], *, overwrite: bool = False
-) -> shards.Totals:
-    """Commit the rows that `read` gives for each unit, in tasks of one CPU; returns what the receipts add up to.
+def fill(output: str, schema: pa.Schema, units: Sequence[U], read: Reader[U], *, overwrite: bool = False) -> None:
+    """Commit the rows that `read` gives for each unit, in tasks of one CPU.
 
     Raises:
         UsageError: a finished set is there, and not to `overwrite`.
@@ -45,7 +43,6 @@ def fill(
     with ray_session():
         shards.start_set(output, overwrite)
         _dataset(units).map(task).materialize()
-    return _totals(output, units)
 
 
 def fill_with_model(
@@ -57,7 +54,7 @@ def fill_with_model(
     pool: ActorConfig,
     *,
     overwrite: bool = False,
-) -> shards.Totals:
+) -> None:
     """The same for the rows that `model`, on actors, makes of those that `read` gives for each unit.
 
     Args:
@@ -78,7 +75,6 @@ def fill_with_model(
             fn_constructor_args=(ray.put(model), pool, output, schema),
             **_reserved(pool),
         ).materialize()
-    return _totals(output, units)
 
 
 def stream(
@@ -105,10 +101,6 @@ def stream(
             **_reserved(pool),
         )
         yield from results.iter_batches(batch_size=batch_size, batch_format="numpy")  # pyrefly: ignore
-
-
-def _totals(output: str, units: Sequence[Unit]) -> shards.Totals:
-    return shards.Totals.of(shards.read_receipts(output, [unit.name for unit in units]))
 
 
 def _require_room(pool: ActorConfig) -> None:
@@ -159,10 +151,12 @@ def _commit(output: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> 
     """Rejected rows stay with the unit; the driver hears nothing but its name."""
     usable: list[Row] = []
     rejected: list[dict[str, str]] = []
+    enlarged = 0
     for row in rows:
         if row["rejected"]:
             rejected.append({"id": row["id"], "source": unit.source, "reason": row["rejected"]})
         else:
             usable.append({name: row[name] for name in schema.names})
-    shards.commit(output, unit.name, usable, rejected, schema)
+            enlarged += row.get("enlarged", False)
+    shards.commit(output, unit.name, usable, rejected, schema, enlarged)
     return {"unit": unit.name}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
 
 # No identity is in two sets.
 _FIRST_IDENTITY = {"hr": 0, "lr": 10_000_000, "test": 20_000_000, "real": 30_000_000}
+_SETS = (*_FIRST_IDENTITY, "test_hr")
 _FACES_PER_UNIT = 100
 _SOURCE = "sample faces"
 
@@ -41,6 +42,8 @@ class SampleFacesConfig(SizedConfig):
         "demo": {},
         "paper": {"n_hr": 20_000, "n_lr": 20_000, "n_test": 1000, "n_real": 1000},
     }
+
+    WRITES = (*SizedConfig.WRITES, "contact_sheet.png", *(f"{name}/manifest.json" for name in _SETS))
 
     n_hr: int = Field(default=600, ge=1)
     """Sharp training faces."""
@@ -57,7 +60,7 @@ class SampleFacesConfig(SizedConfig):
 
     def check_output(self) -> None:
         super().check_output()
-        for name in (*_FIRST_IDENTITY, "test_hr"):
+        for name in _SETS:
             shards.refuse_finished(storage.join(self.output, name), self.overwrite)
 
 
@@ -73,7 +76,8 @@ def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> 
             place = storage.join(config.output, name)
             units = _units(name, count)
             kind, schema = ("pairs", shards.PAIR_SCHEMA) if name == "test" else ("faces", shards.FACE_SCHEMA)
-            totals = fill(place, schema, units, partial(_draw, config, name))
+            fill(place, schema, units, partial(_draw, config, name))
+            totals = shards.settle(place, [unit.name for unit in units])
             manifest = shards.finish_set(place, kind, totals, {"recipe": "sample", "seed": config.seed})
             summary |= {f"n_{name}": manifest.rows, f"data_hash_{name}": manifest.hash}
     storage.write_bytes(storage.join(config.output, "contact_sheet.png"), encode_png(_contact_sheet(config)))
@@ -110,7 +114,7 @@ def _draw(config: SampleFacesConfig, name: str, unit: _DrawnUnit) -> Iterator[Ro
             )  # fmt: skip
         else:
             shown = encode_png(face if name in ("hr", "test_hr") else low)
-            yield face_row(item.name, shown, _SOURCE, min_side=1) | {"rejected": ""}
+            yield face_row(item.name, shown, _SOURCE) | {"rejected": ""}
 
 
 def _contact_sheet(config: SampleFacesConfig, count: int = 12) -> np.ndarray:

@@ -1,18 +1,20 @@
 """Sharp faces + any degrader -> pair shards with provenance."""
 
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from facelab.config import ActorConfig, SizedConfig, Uri, model_uri
+from facelab.config import REGISTRY, ActorConfig, Uri, uri_or
 from facelab.data import shards
+from facelab.data.faces import FacesConfig, require_usable, training_face
 from facelab.data.source import Row, find, read
 from facelab.data.tensors import load_faces
 from facelab.data.work import fill_with_model
 from facelab.errors import UsageError
-from facelab.images import BadImage, encode_png, training_image
+from facelab.images import BadImage, encode_png
 from facelab.job import Job
 from facelab.synthesis.classical import Classical
 from facelab.synthesis.degrader import Bicubic, Degrader
@@ -27,7 +29,7 @@ BUILT_IN: dict[str, type[Degrader]] = {"bicubic": Bicubic, "classical": Classica
 """Degraders without weights."""
 
 
-class SynthesizeConfig(SizedConfig, ActorConfig):
+class SynthesizeConfig(FacesConfig, ActorConfig):
     """Degrade sharp faces realistically: write pair shards (hr, lr, provenance)."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -36,11 +38,13 @@ class SynthesizeConfig(SizedConfig, ActorConfig):
         "paper": {},
     }
 
+    WRITES = (*FacesConfig.WRITES, "manifest.json", "rejected.parquet")
+
     hr: Uri
     """URI of sharp faces: face shards or a folder of images."""
     lr: Uri | None = None
     """URI of real low-resolution faces, the style bank of a styleVAE. Needed by --style-mode bank."""
-    degrader: Annotated[str, model_uri(*BUILT_IN)]
+    degrader: Annotated[str, uri_or(REGISTRY, *BUILT_IN)]
     """`bicubic`; `classical` (random blur, resize, noise and JPEG, twice); or the URI of a trained degrader: the
     --output of train_degrader, or models:/NAME/VERSION."""
     variants: int = Field(default=1, ge=1)
@@ -53,12 +57,6 @@ class SynthesizeConfig(SizedConfig, ActorConfig):
     """Files of a folder read and written by one task; of face shards, each is one task."""
     overwrite: bool = False
     """Replace a finished shard set at --output."""
-
-    @model_validator(mode="after")
-    def _keeps_its_inputs(self):
-        if self.output in (self.hr, self.lr):
-            raise ValueError("output must not be one of the inputs, which it would replace")
-        return self
 
     def check_output(self) -> None:
         super().check_output()
@@ -74,12 +72,12 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
     degrader = load_degrader(config, run)
     source = find(config.hr, "faces")
     units, reader = source.units(config.rows_per_shard), partial(read, columns=("id", "image", "split", "sha256"))
-    maker = PairMaker(degrader, config.hr_size, config.variants)
-    totals = fill_with_model(
-        config.output, shards.PAIR_SCHEMA, units, reader, maker, config, overwrite=config.overwrite
-    )
-    if not totals.rows:
-        raise UsageError(f"{config.hr}: no usable face" + (f": the first: {totals.first}" if totals.first else ""))
+    maker = PairMaker(degrader, config.hr_size, config.variants, config.least_side(config.hr_size, sharp=True))
+    fill_with_model(config.output, shards.PAIR_SCHEMA, units, reader, maker, config, overwrite=config.overwrite)
+    totals = shards.settle(config.output, [unit.name for unit in units])
+    read_rows = totals.rows // config.variants + totals.rejected
+    shards.require_rows(config.hr, source.kind, read_rows, source.rows)
+    require_usable(config.hr, totals.rejected, source.rows, totals.first, config.max_rejected)
     details = {
         "degrader": degrader.name,
         "style_mode": degrader.style_mode,
@@ -90,7 +88,8 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
         "rejected": totals.rejected,
     }
     manifest = shards.finish_set(config.output, "pairs", totals, details)
-    return {"n": manifest.rows, "n_rejected": totals.rejected, "data_hash": manifest.hash, "model": degrader.name}
+    counts = {"n": manifest.rows, "n_rejected": totals.rejected, "n_enlarged": totals.enlarged}
+    return counts | {"data_hash": manifest.hash, "model": degrader.name}
 
 
 def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degrader:
@@ -101,7 +100,8 @@ def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degr
     """
     if config.degrader in BUILT_IN:
         return BUILT_IN[config.degrader](config.scale, config.seed)
-    model = store.load_model(run.model_folder(config.degrader) if run else config.degrader, "degrader")
+    with run.model_folder(config.degrader) if run else nullcontext(config.degrader) as place:
+        model = store.load_model(place, "degrader")
     assert isinstance(model.network, DegraderNetwork)
     if (model.scale, model.hr_size) != (config.scale, config.hr_size):
         raise UsageError(
@@ -114,15 +114,16 @@ def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degr
             raise UsageError(
                 f"{config.degrader}: --style-mode bank needs --lr, the real low-resolution faces of the styles"
             )
-        bank = load_faces(config.lr, config.lr_size)
+        least = config.least_side(config.lr_size, sharp=False)
+        bank = load_faces(config.lr, config.lr_size, least_side=least, max_rejected=config.max_rejected)
     return Learnt(model, config.seed, bank)
 
 
 class PairMaker:
     """Rows of sharp faces -> rows of pairs: what an actor does with a unit."""
 
-    def __init__(self, degrader: Degrader, hr_size: int, variants: int):
-        self.degrader, self.hr_size, self.variants = degrader, hr_size, variants
+    def __init__(self, degrader: Degrader, hr_size: int, variants: int, least_side: int):
+        self.degrader, self.hr_size, self.variants, self.least_side = degrader, hr_size, variants, least_side
 
     def to(self, device: torch.device) -> "PairMaker":
         self.degrader.to(device)
@@ -134,8 +135,9 @@ class PairMaker:
             reason = row["rejected"]
             try:
                 if not reason:
-                    images.append(training_image(row["image"], self.hr_size))
-                    usable.append(row)
+                    image, enlarged = training_face(row["image"], self.hr_size, self.least_side)
+                    images.append(image)
+                    usable.append(row | {"enlarged": enlarged})
             except BadImage as error:
                 reason = str(error)
             if reason:
@@ -163,6 +165,7 @@ class PairMaker:
                         seed=self.degrader.seed,
                         model=self.degrader.name,
                         split=face["split"],
+                        enlarged=face["enlarged"],
                         rejected="",
                     )
                 )
