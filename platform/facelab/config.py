@@ -5,34 +5,40 @@ the options that a user could have typed, so every value passes through one pars
 """
 
 import contextlib
+import datetime
 import difflib
 import io
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 import tyro
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
-from pydantic_core import PydanticUndefined
 
 from facelab import storage
-from facelab.errors import UsageError
+from facelab.errors import StoreError, UsageError
 
-Uri = Annotated[str, AfterValidator(storage.normalise)]
+
+class _Place(AfterValidator):
+    """Marks an option that names where something lies."""
+
+
+Uri = Annotated[str, _Place(storage.normalise)]
 """A path, file:// or s3://bucket/prefix; paths become absolute, as workers run elsewhere."""
 
 
-REGISTRY = "models:/"
-"""How an MLflow registry URI begins: models:/NAME/VERSION."""
+REGISTRY, RUN = "models:/", "runs:/"
+"""How MLflow's own URIs begin: models:/NAME/VERSION, runs:/ID."""
 
 
-def model_uri(*names: str) -> AfterValidator:
-    """The validator of an option that takes a Uri, a registry URI, or one of `names`, which need no file."""
-    return AfterValidator(lambda text: text if text in names or text.startswith(REGISTRY) else storage.normalise(text))
+def uri_or(scheme: str, *names: str) -> AfterValidator:
+    """The validator of an option that takes a Uri, one of MLflow's, or one of `names`, which need no file."""
+    return _Place(lambda text: text if text in names or text.startswith(scheme) else storage.normalise(text))
 
 
 class Config(BaseModel):
@@ -70,6 +76,8 @@ class JobConfig(Config):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     """Preset name -> {dotted option: value}; what a preset does not name keeps its default."""
+    WRITES: ClassVar[tuple[str, ...]] = ("summary.json",)
+    """Names below the output that the job writes or deletes."""
 
     output: Uri
     """Folder or s3:// prefix for config.yaml, summary.json and the job's artifacts."""
@@ -102,6 +110,25 @@ class JobConfig(Config):
         """Refuse an --output that must not be written to; before anything is."""
         if storage.is_file(self.output):
             raise UsageError(f"--output {self.output}: is a file: give a folder")
+
+    def check_files(self) -> None:
+        """Refuse an --output that is one of the inputs, or above or below one, as it would replace what is read, or be
+        read itself the next time; or where it would replace a file of the user's."""
+        for name, uri in _places(self):
+            if storage.within(self.output, uri) or storage.within(uri, self.output):
+                raise UsageError(
+                    f"--output {self.output} and --{name} {uri} are the same place, or one lies in the other: choose "
+                    "another --output"
+                )
+        known = storage.join(self.output, "config.yaml")
+        if storage.exists(known):
+            if not is_a_jobs(known):
+                raise UsageError(f"{known}: was not written by facelab: choose another --output")
+        elif foreign := [name for name in self.WRITES if storage.exists(storage.join(self.output, name))]:
+            raise UsageError(
+                f"--output {self.output}: has a {foreign[0]} that no facelab job wrote there, and that this one would "
+                "replace: choose another"
+            )
 
     def database(self) -> Path:
         """The SQLite file that tracks the job where no tracking URI is given."""
@@ -142,6 +169,38 @@ class ActorConfig(JobConfig):
 J = TypeVar("J", bound=JobConfig)
 
 
+def _places(config: BaseModel, group: str = "") -> Iterator[tuple[str, str]]:
+    """(option, URI) of every input: what is marked as a place but for the output."""
+    for name, field in type(config).model_fields.items():
+        option, value = f"{group}{name.replace('_', '-')}", getattr(config, name)
+        if isinstance(value, BaseModel):
+            yield from _places(value, f"{option}.")
+        elif (
+            name != "output"
+            and value is not None
+            and (any(isinstance(mark, _Place) for mark in field.metadata) or _is_marked(field.annotation))
+        ):
+            for uri in (value,) if isinstance(value, str) else value:
+                if uri.startswith(("/", "s3://")):  # no name of something built in, and not MLflow's
+                    yield option, uri
+
+
+def _is_marked(annotation: Any) -> bool:
+    """Whether a place is somewhere in an annotation such as tuple[Uri, ...] | None."""
+    marks = getattr(annotation, "__metadata__", ())
+    return any(isinstance(mark, _Place) for mark in marks) or any(map(_is_marked, get_args(annotation)))
+
+
+def is_a_jobs(uri: str) -> bool:
+    """Whether a config.yaml was written by a job: it has every common option, as nobody writes them all."""
+    try:
+        return JobConfig.model_fields.keys() <= _read_yaml(uri).keys()
+    except StoreError:
+        raise
+    except UsageError:
+        return False
+
+
 def nearest(word: str, known: Any) -> str:
     """A hint with the nearest known name, or the list of all."""
     match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
@@ -157,16 +216,17 @@ def parse(config_type: type[J], argv: list[str], prog: str) -> J:
     """
     file = _value_of(argv, "--config")
     from_file = _read_yaml(file) if file else {}
-    preset = _value_of(argv, "--preset") or from_file.get("preset") or config_type.model_fields["preset"].default
+    preset = str(_value_of(argv, "--preset") or from_file.get("preset") or config_type.model_fields["preset"].default)
     if preset not in config_type.PRESETS:
-        raise UsageError(f"--preset {preset!r} is unknown{nearest(str(preset), config_type.PRESETS)}")
+        raise UsageError(f"--preset {preset!r} is unknown{nearest(preset, config_type.PRESETS)}")
     chosen = {"model": _value_of(argv, "--model") or from_file.get("model")}
-    arguments = _as_options(config_type, config_type.preset_options(str(preset), chosen), f"preset {preset}")
+    arguments = _as_options(config_type, config_type.preset_options(preset, chosen), f"preset {preset}")
     arguments += _as_options(config_type, from_file, file or "")
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            config = tyro.cli(config_type, args=arguments + argv, prog=prog, description=config_type.__doc__)
+            options = list(_spelt_out(config_type, arguments + argv))
+            config = tyro.cli(config_type, args=options, prog=prog, description=config_type.__doc__)
     except ValidationError as error:
         raise UsageError(f"{prog}: {explain(error)} (see --help)") from error
     except SystemExit as stop:
@@ -210,13 +270,37 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved whole, without passwords: what --dry-run prints and config.yaml holds."""
-    return without_secret(yaml.safe_dump(json.loads(config.model_dump_json()), sort_keys=False))
+    """The resolved whole, without secrets: what --dry-run prints and config.yaml holds."""
+    return yaml.safe_dump(_without_secrets(json.loads(config.model_dump_json())), sort_keys=False)
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(each) for each in value]
+    if isinstance(value, str):
+        return re.sub(_URL, _blotted, value) if re.match(_URL, value) else without_secret(value)
+    return value
+
+
+_SCHEME = "([A-Za-z][A-Za-z0-9+.-]*)://"
+_URL = re.compile(rf"^{_SCHEME}(.*)$", re.DOTALL)
+_PATHS = ("s3", "file", "sqlite")
+"""Schemes whose URIs are paths, in which @ and ? are characters like others."""
 
 
 def without_secret(text: str) -> str:
-    """user:password@ of any URL is blotted out."""
-    return re.sub(r"(://[^/\s:@]+):[^/\s@]+@", r"\1:***@", text)
+    """Whoever is named before the @ of a URL is blotted out, and what follows its ?: passwords, tokens, signatures."""
+    return re.sub(rf"{_SCHEME}(\S*)", _blotted, text)
+
+
+def _blotted(url: re.Match[str]) -> str:
+    scheme, rest = url[1], url[2]
+    if scheme.lower() in _PATHS:  # a bucket has no : or @ in it, but a key pasted before one has
+        return f"{scheme}://" + re.sub(r"^(?=[^/]*[:@]).*@", "***@", rest)
+    rest = re.sub(r"^.*@", "***@", rest, flags=re.DOTALL)  # greedily: a password may hold / and @ itself
+    return f"{scheme}://" + re.sub(r"\?.+", "?***", rest, flags=re.DOTALL)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -239,19 +323,19 @@ def explain(error: ValidationError) -> str:
 
 
 def _option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted option name -> default, over nested configs and the dataclasses of `models`."""
+    """Dotted option name -> type, over nested configs and the dataclasses of `models`."""
     if issubclass(config_type, BaseModel):
-        fields = {name: (field.annotation, field.default) for name, field in config_type.model_fields.items()}
+        fields = {name: field.annotation for name, field in config_type.model_fields.items()}
     else:
-        fields = {name: (field.type, field.default) for name, field in config_type.__dataclass_fields__.items()}
+        fields = get_type_hints(config_type)
     options: dict[str, Any] = {}
-    for name, (annotation, default) in fields.items():
+    for name, annotation in fields.items():
         if isinstance(annotation, type) and (
             issubclass(annotation, BaseModel) or hasattr(annotation, "__dataclass_fields__")
         ):
             options |= _option_types(annotation, f"{prefix}{name}.")
         else:
-            options[f"{prefix}{name}"] = None if default is PydanticUndefined else default
+            options[f"{prefix}{name}"] = annotation
     return options
 
 
@@ -261,6 +345,13 @@ def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: st
     for key, value in flatten(values).items():
         if key not in known:
             raise UsageError(f"{source}: unknown key {key!r}{nearest(key, known)}")
+        each = value if isinstance(value, list) else [value]
+        if any(isinstance(one, bool) for one in each) and bool not in (known[key], *get_args(known[key])):
+            raise UsageError(
+                f"{source}: {key}: YAML reads yes, no, on and off as true or false: write '…' around a text"
+            )
+        if value is None and type(None) not in get_args(known[key]):
+            raise UsageError(f"{source}: {key}: has no value: give one, or leave the line out")
         group, _, name = key.replace("_", "-").rpartition(".")
         dot = f"{group}." if group else ""
         if isinstance(value, bool):
@@ -272,14 +363,40 @@ def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: st
     return arguments
 
 
+def _spelt_out(config_type: type[JobConfig], arguments: list[str]) -> Iterator[str]:
+    """--gpu and --no-gpu, as of every switch, also where the default is None and tyro wants `--gpu True`."""
+    undecided = {name for name, kind in _option_types(config_type).items() if set(get_args(kind)) == {bool, type(None)}}
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
+        group, dot, name = argument.removeprefix("--").replace("-", "_").rpartition(".")
+        plain, negated = f"{group}{dot}{name}", f"{group}{dot}{name.removeprefix('no_')}"
+        if not argument.startswith("--") or not {plain, negated} & undecided:
+            yield argument
+        elif plain in undecided:
+            yield from [argument] if not following.startswith("-") else [argument, "True"]
+        else:
+            yield from ["--" + negated.replace("_", "-"), "False"]
+
+
 def _read_yaml(uri: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(storage.read_bytes(uri))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date that is none
         raise UsageError(f"{uri}: not valid YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{uri}: a mapping of options is expected, such as `seed: 1`")
+    _require_plain(uri, values)
     return values
+
+
+def _require_plain(uri: str, values: Any, key: str = "", depth: int = 0) -> None:
+    """Raises UsageError where something is neither a value, a list of values, nor a group of such."""
+    if isinstance(values, dict) and values and depth < 5:  # an alias may lead round in a circle
+        for name, value in values.items():
+            _require_plain(uri, value, f"{key}.{name}" if key else str(name), depth + 1)
+        return
+    each = values if isinstance(values, list) else [values]
+    if not all(isinstance(one, str | int | float | datetime.date | None) for one in each):
+        raise UsageError(f"{uri}: {key}: neither a value, a list of values, nor a group of options")
 
 
 def _value_of(argv: list[str], option: str) -> str | None:

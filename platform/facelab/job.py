@@ -3,6 +3,7 @@ summary.json, exit code."""
 
 import json
 import math
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=JobConfig)
 
-DONE, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, UNUSABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,15 @@ class Job(Generic[C]):
 
     def main(self, argv: list[str] | None = None) -> int:
         """Run from the command line; returns the exit code."""
+        before = signal.signal(signal.SIGTERM, _terminate)
         try:
-            config = parse(self.config, sys.argv[1:] if argv is None else argv, f"jobs.{self.name}")
+            return self._main(sys.argv[1:] if argv is None else argv)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _main(self, argv: list[str]) -> int:
+        try:
+            config = parse(self.config, argv, f"jobs.{self.name}")
             if config.dry_run:
                 print(to_yaml(config) + f"# plan: {self.plan(config)}")
                 return DONE
@@ -43,6 +51,14 @@ class Job(Generic[C]):
         except KeyboardInterrupt:
             print(f"jobs.{self.name}: interrupted", file=sys.stderr)
             return INTERRUPTED
+        except SystemExit as stop:
+            if stop.code not in (
+                TERMINATED,
+                signal.SIGTERM,
+            ):  # the second is Ray's, whose handler takes the place of ours
+                raise  # --help
+            print(f"jobs.{self.name}: terminated", file=sys.stderr)
+            return TERMINATED
         except Exception as error:  # the one place where every error ends
             if (usage := _usage_error(error)) is not None:
                 print(f"error: {without_secret(str(usage).splitlines()[0])}", file=sys.stderr)  # Ray appends advice
@@ -59,6 +75,7 @@ class Job(Generic[C]):
         """Run as one MLflow run, nested below `parent`; returns what summary.json holds."""
         from facelab.tracking.runs import job_run  # MLflow takes seconds to import: wrong options are told before
 
+        config.check_files()
         config.check_output()
         with job_run(self.name, config, parent) as run:
             storage.delete(storage.join(config.output, "summary.json"))  # of an earlier run, which this one replaces
@@ -73,9 +90,16 @@ class Job(Generic[C]):
         return summary
 
 
+def _terminate(*_: object) -> None:
+    """Of a job that is stopped, a pod that is evicted, a spot node that is taken: ends as an interrupted one does."""
+    sys.exit(TERMINATED)
+
+
 def _usage_error(error: BaseException | None) -> UsageError | None:
-    """The user's error, also from inside the wrappers that Ray puts around what its workers raise."""
+    """The user's error, also from inside the wrappers that Ray puts around what its workers raise; or a full disk."""
     while error is not None:
+        if isinstance(error, OSError) and (hint := storage.hint_for(error)):
+            return UsageError(f"{error}: {hint}")
         if hasattr(error, "cause"):  # RayTaskError: also an instance of what it wraps, but its text is a traceback
             error = error.cause
         elif isinstance(error, UsageError):

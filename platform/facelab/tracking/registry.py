@@ -1,6 +1,9 @@
 """MLflow's model registry: trained networks by name and version."""
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -49,15 +52,20 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> st
     return f"models:/{name}/{info.registered_model_version}"
 
 
-def fetch_model(tracking_uri: str, uri: str) -> str:
-    """Download the model of a models:/ URI; returns its local folder.
+@contextmanager
+def fetched_model(tracking_uri: str, uri: str) -> Iterator[str]:
+    """The model of a models:/ URI in a local folder, which is there for the time of the block.
 
     Raises:
-        UsageError: no such model.
+        UsageError: no such model, or none of ours.
     """
     client_of(tracking_uri)
-    try:
-        local = Path(mlflow.artifacts.download_artifacts(uri))
-    except mlflow.MlflowException as error:
-        raise UsageError(f"{uri}: not in the registry at {without_secret(tracking_uri)}") from error
-    return str(next(local.rglob("model.json")).parent)
+    with tempfile.TemporaryDirectory(prefix="facelab-model-") as folder:
+        try:
+            local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+        except mlflow.MlflowException as error:
+            raise UsageError(f"{uri}: not in the registry at {without_secret(tracking_uri)}") from error
+        ours = sorted(local.rglob("model.json"))
+        if not ours:
+            raise UsageError(f"{uri}: was not registered by facelab: it has no model.json")
+        yield str(ours[0].parent)

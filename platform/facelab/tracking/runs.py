@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -18,11 +18,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 import facelab
-from facelab.config import REGISTRY, JobConfig, flatten, to_yaml, without_secret
+from facelab.config import REGISTRY, RUN, JobConfig, flatten, to_yaml, without_secret
 from facelab.errors import UsageError
 from facelab.tracking.client import client_of, tracking_uri
 from facelab.tracking.logger import RunLogger
-from facelab.tracking.registry import fetch_model, register_model
+from facelab.tracking.registry import fetched_model, register_model
 
 _HIDDEN = ("tracking_uri", "output", "config", "dry_run", "experiment")  # said by tags and artifacts, or of no interest
 
@@ -59,9 +59,14 @@ class JobRun:
         """Log and register a model folder; returns its models:/ URI."""
         return register_model(self.uri, self.id, folder, name)
 
-    def model_folder(self, uri: str) -> str:
-        """Where the model of a models:/ URI now lies; any other URI as it is."""
-        return fetch_model(self.uri, uri) if uri.startswith(REGISTRY) else uri
+    @contextmanager
+    def model_folder(self, uri: str) -> Iterator[str]:
+        """Where the model of a models:/ URI lies for the time of the block; any other URI as it is."""
+        if not uri.startswith(REGISTRY):
+            yield uri
+            return
+        with fetched_model(self.uri, uri) as folder:
+            yield folder
 
 
 @contextmanager
@@ -89,7 +94,9 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
     status = "FAILED"
     try:
         values = flatten(json.loads(config.model_dump_json(exclude=set(_HIDDEN))))
-        client.log_batch(tracked.id, params=[Param(key, str(value)[:500]) for key, value in values.items()])
+        client.log_batch(
+            tracked.id, params=[Param(key, without_secret(str(value))[:500]) for key, value in values.items()]
+        )
         tracked.text(to_yaml(config), "config.yaml")
         tracked.text(environment(), "environment.txt")
         yield tracked
@@ -140,7 +147,7 @@ def find_runs(uri: str, experiment: str, query: str, job: str) -> list[str]:
 def run_artifacts(uri: str, run: str, folder: str) -> str:
     """Download the artifacts of a run (runs:/ID) into a subfolder of a local folder; returns it."""
     client_of(uri)
-    run_id = run.removeprefix("runs:/").rstrip("/")
+    run_id = run.removeprefix(RUN).rstrip("/")
     if not run_id.isalnum():
         raise UsageError(f"{run}: give runs:/ID alone")
     place = Path(folder) / run_id
@@ -151,28 +158,47 @@ def run_artifacts(uri: str, run: str, folder: str) -> str:
         raise UsageError(f"{run}: no such run, or no artifacts, at {without_secret(uri)}") from error
 
 
-def end_stopped_trials(uri: str, experiment: str, parent: str, crashed: set[str]) -> int:
-    """End the runs of trials that could not do it themselves: FAILED for the `crashed` (names), for others, which a
-    scheduler stopped before their end, KILLED and tagged stopped_early. Returns how many were stopped."""
+def end_stopped_trials(
+    uri: str, experiment: str, parent: str, crashed: Collection[str] = (), interrupted: bool = False
+) -> int:
+    """End the runs of trials that could not do it themselves. A trial that was restarted has several: the latest says
+    what became of it, an earlier one that never ended is FAILED.
+
+    Args:
+        crashed: names of trials that are FAILED. The others were stopped before their end: KILLED.
+        interrupted: the whole sweep was, and no scheduler; otherwise those are tagged stopped_early.
+
+    Returns:
+        How many a scheduler stopped.
+    """
     client = client_of(uri)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
     query = f"tags.`mlflow.parentRunId` = '{parent}'"
-    trials = client.search_runs([found.experiment_id], query, max_results=10_000)
-    runs = [run for run in trials if run.info.status in ("RUNNING", "KILLED")]
+    newest_first = ["attributes.start_time DESC"]
+    seen: set[str] = set()
     stopped = 0
-    for run in runs:
-        failed = run.data.tags["job"] in crashed
+    for run in client.search_runs([found.experiment_id], query, max_results=10_000, order_by=newest_first):
+        name = run.data.tags["job"]
+        failed = name in crashed or name in seen
+        seen.add(name)
+        if run.info.status not in ("RUNNING", "KILLED"):
+            continue
         client.set_terminated(run.info.run_id, "FAILED" if failed else "KILLED")
-        if not failed:
+        if not failed and not interrupted:
             client.set_tag(run.info.run_id, "stopped_early", "true")
             stopped += 1
     return stopped
 
 
 def metric_history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) of one metric, for curves."""
-    return [(m.step, m.value) for m in client_of(uri).get_metric_history(run_id, name)]
+    """(step, value) of one metric, for curves; none where there is no such run."""
+    try:
+        return [(m.step, m.value) for m in client_of(uri).get_metric_history(run_id, name)]
+    except mlflow.MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return []
 
 
 def git_sha() -> str:
