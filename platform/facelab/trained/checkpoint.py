@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from facelab import storage
 from facelab.errors import StoreError, UsageError
@@ -41,13 +41,21 @@ class Checkpoint:
 
 
 def write(folder: Path, state: Checkpoint) -> None:
-    """Fill a local folder."""
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.networks.items()}, folder / _FILES[0])
-    torch.save(state.optimisers, folder / _FILES[1])
-    digests = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
-    meta = {"step": state.step, "best": state.best, "segment": state.segment, "model": state.model}
-    meta |= {"phase": state.phase, "sha256": digests}
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+    """Fill a local folder.
+
+    Raises:
+        StoreError: a full disk.
+    """
+    networks = {key: value.detach().cpu().contiguous() for key, value in state.networks.items()}
+    meta: dict[str, Any] = {"step": state.step, "best": state.best, "segment": state.segment, "model": state.model}
+    meta["phase"] = state.phase
+    # Written by Python: in the words of safetensors and torch, a full disk is a bug of theirs.
+    with storage.explained(str(folder)):
+        (folder / _FILES[0]).write_bytes(save(networks))
+        with (folder / _FILES[1]).open("wb") as file:
+            torch.save(state.optimisers, file)
+        meta["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=2))
 
 
 def read(folder: Path) -> Checkpoint:

@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from facelab import storage
-from facelab.config import Config, SizedConfig, flatten
+from facelab.config import Config, flatten
+from facelab.data.faces import FacesConfig
 from facelab.errors import UsageError
 from facelab.trained import checkpoint
 from models.network import Network
@@ -29,7 +30,8 @@ class ComputeConfig(Config):
     compile: bool = False
     """torch.compile the objectives; on CPU that needs a C++ compiler, without which they run as they are."""
     gpu: bool | None = None
-    """One GPU per Ray worker. None: if the cluster has enough."""
+    """Train on GPUs, one per Ray worker. None: if there are enough now; a cluster that grows when it is asked has to be
+    asked."""
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs reserved per Ray worker, and its number of threads."""
     max_failures: int = Field(default=2, ge=0)
@@ -46,7 +48,7 @@ def compiled(module: nn.Module, compute: ComputeConfig) -> nn.Module:
     return module
 
 
-class TrainConfig(SizedConfig):
+class TrainConfig(FacesConfig):
     """What train_degrader and train_sr have in common."""
 
     kind: ClassVar[str]
@@ -82,6 +84,7 @@ class TrainConfig(SizedConfig):
     compute: ComputeConfig = ComputeConfig()
     """Precision, memory layout, resources."""
 
+    WRITES = (*FacesConfig.WRITES, "training.json", "model/model.json", "model/model.safetensors")
     NETWORKS: ClassVar[Mapping[str, type[Network]]]
     """What `model` may name: networks with recipes and presets."""
 

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed
@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from facelab import storage
+from facelab.errors import StoreError, UsageError
 from facelab.trained import checkpoint
 
 
@@ -40,6 +41,10 @@ class Context(Protocol):
         """The mean over the workers."""
         ...
 
+    def gather(self, text: str) -> list[str]:
+        """What each worker gives, by rank; waits for the slowest, however long it takes."""
+        ...
+
     def restore(self) -> checkpoint.Checkpoint | None:
         """The newest checkpoint, None at a fresh start."""
         ...
@@ -58,8 +63,17 @@ class LocalContext:
     world_size = 1
     device: torch.device
 
-    def __init__(self, output: str, keep: int = 2, show_progress: bool = True):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, output: str, keep: int = 2, show_progress: bool = True, gpu: bool | None = None):
+        """
+        Args:
+            gpu: None: if there is one.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if gpu and not torch.cuda.is_available():
+            raise UsageError("--compute.gpu: no GPU that torch can use here: leave it out, or give --compute.no-gpu")
+        self.device = torch.device("cuda" if gpu is not False and torch.cuda.is_available() else "cpu")
         self.place = storage.join(output, "checkpoints")
         self.keep = keep
         self.show_progress = show_progress
@@ -69,6 +83,9 @@ class LocalContext:
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         return value
+
+    def gather(self, text: str) -> list[str]:
+        return [text]
 
     def restore(self) -> checkpoint.Checkpoint | None:
         return checkpoint.newest(self.place)
@@ -81,6 +98,36 @@ class LocalContext:
 
     def progress(self, total: int, initial: int) -> Progress:
         return tqdm(total=total, initial=initial, unit="step", disable=not self.show_progress, dynamic_ncols=True)
+
+
+def gather_from_workers(text: str, group: Any = None) -> list[str]:
+    """Each worker's text, by rank, in a process group."""
+    found = [""] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(found, text, group)
+    return found
+
+
+T = TypeVar("T")
+
+
+def together(context: Context, act: Callable[[], T]) -> T:
+    """What `act` gives on this worker, once it has gone well on all.
+
+    Raises:
+        UsageError: on every worker alike, also where it is the trouble of one alone, such as a folder that its node
+            does not see: those that had gone on would wait for it in their next exchange.
+        StoreError: on the one that met it. It may pass, so this worker is restarted, and the others with it.
+    """
+    result, problem = None, ""
+    try:
+        result = act()
+    except StoreError:
+        raise
+    except UsageError as error:
+        problem = str(error)
+    if problems := dict.fromkeys(filter(None, context.gather(problem))):
+        raise UsageError("; ".join(problems))
+    return result  # pyrefly: ignore  (it went well)
 
 
 def mean_over_workers(value: torch.Tensor) -> torch.Tensor:

@@ -124,16 +124,17 @@ class DegraderStage:
         Raises:
             UsageError: nothing usable there, or too little.
         """
+        limits: dict[str, Any] = {"max_rejected": config.max_rejected, "progress": progress}
         hr, lr = (
-            load_faces(uri, size, progress=progress)
-            for uri, size in ((config.hr, config.hr_size), (config.lr, config.lr_size))
+            load_faces(uri, size, least_side=config.least_side(size, sharp=sharp), **limits)
+            for uri, size, sharp in ((config.hr, config.hr_size, True), (config.lr, config.lr_size, False))
         )
         return cls(config, hr, lr)
 
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
         self.config = config
         self.facts: dict[str, Any] = {"data_hash": f"{hr.hash[:16]}+{lr.hash[:16]}", "n_hr": len(hr), "n_lr": len(lr)}
-        self.facts["n_rejected"] = hr.rejected + lr.rejected
+        self.facts |= {name: count + lr.counts[name] for name, count in hr.counts.items()}
         self.hr, self.lr = hr.subset("train"), lr.subset("train")
         self.held_hr, self.held_lr = hr.subset("val"), lr.subset("val")
         for name, faces, least in (

@@ -29,9 +29,10 @@ def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
 def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:
     """The same; a registered model to start from is put beside the output first, where every worker can read it."""
     if config.init_from and config.init_from.startswith(REGISTRY):
-        local, place = Path(run.model_folder(config.init_from)), storage.join(config.output, "init_from")
-        for name in FILES:
-            storage.upload(local / name, storage.join(place, name))
+        place = storage.join(config.output, "init_from")
+        with run.model_folder(config.init_from) as local:
+            for name in FILES:
+                storage.upload(Path(local) / name, storage.join(place, name))
         config = config.model_copy(update={"init_from": place})
     return train_and_register(config, run)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from facelab.errors import UsageError
 from facelab.seeding import seed_for
 from facelab.training.config import TrainConfig
-from facelab.training.context import Context
+from facelab.training.context import Context, together
 from facelab.training.history import History, Logger
 from facelab.training.optimiser import set_learning_rate
 from facelab.training.stage import Stage
@@ -39,11 +40,18 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
 
     Raises:
         NonFiniteLoss: see Update.apply.
+        UsageError: see together; or the workers do not find the same checkpoints.
     """
     stage.networks.to(context.device)
     state = TrainingState(stage, config)
-    if (saved := context.restore()) is not None:
+    saved = together(context, context.restore)
+    if saved is not None:
         state.restore(saved)
+    if len(set(steps := context.gather(str(state.step)))) > 1:
+        raise UsageError(
+            f"{config.output}: its workers see checkpoints up to the steps {', '.join(steps)}: give an --output that "
+            "all nodes share"
+        )
     if config.compute.channels_last:
         stage.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage.prepare(context, config.compute)
@@ -51,6 +59,18 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     history = History(context, logger, config.batch_size)
     last = total_steps(stage, config)
 
+    def judge() -> dict[str, float]:
+        """Of the averaged weights, which are kept if they are the best; on rank 0 alone."""
+        if context.rank:
+            return {}
+        values = stage.validate(state.average.module)
+        state.keep_best(values)
+        epoch = math.ceil(state.step / stage.steps_per_epoch)
+        logger.image(f"samples/epoch-{epoch:04d}.png", stage.picture(state.average.module))
+        return values
+
+    if state.step >= last:  # stopped before it was judged, and now told to make do with that
+        history.tell(state.step, judge(), state.segment)
     with closing(context.progress(last, state.step)) as progress:
         while state.step < last:
             # The same noise at a step whether or not the run was interrupted, and other noise on every rank.
@@ -66,13 +86,9 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
             if not epoch_ends and state.step % config.checkpoint_every:
                 continue
 
-            values: dict[str, float] = {}
-            if epoch_ends and context.rank == 0:
-                epoch = math.ceil(state.step / stage.steps_per_epoch)
-                values = stage.validate(state.average.module)
-                state.keep_best(values)
-                logger.image(f"samples/epoch-{epoch:04d}.png", stage.picture(state.average.module))
-                name = stage.selection[0]
+            values = judge() if epoch_ends else {}
+            if values:
+                epoch, name = math.ceil(state.step / stage.steps_per_epoch), stage.selection[0]
                 progress.set_description(f"epoch {epoch}: loss {history.loss:.4f} {name} {values[name]:.4g}")
             context.save(state.write, state.step, values)
             history.tell(state.step, values, state.segment)

@@ -1,8 +1,10 @@
 """The training loop on Ray Train V2: the only file that imports ray.train."""
 
 import os
+import sys
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +13,26 @@ import ray.train.torch
 import torch
 from ray.experimental import tqdm_ray
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch import nn
 from tqdm import tqdm
 
 from facelab import storage
-from facelab.cluster import ray_session, require_room, room
+from facelab.cluster import on_cluster, ray_session, require_room, room
 from facelab.errors import StoreError, UsageError
 from facelab.trained import checkpoint
 from facelab.training.config import TrainConfig
-from facelab.training.context import Progress, mean_over_workers, staging_folder
+from facelab.training.context import Progress, gather_from_workers, mean_over_workers, staging_folder
 from facelab.training.update import NonFiniteLoss
 from facelab.training.worker import LoggerFactory, train_worker
 
 # The defaults suit neither an autoscaler that boots a node (60 s) nor a dead rank that hangs the others (30 min).
 _WORKER_START_TIMEOUT_S = 900
 _COLLECTIVE_TIMEOUT_S = 300
+_LOADING_TIMEOUT = timedelta(hours=12)
+"""Until every worker has its data and weights: one may read from a cold store, or be the only one that downloads. A
+dead one is found out by its connection, and by Ray, long before."""
 
 
 class RayContext:
@@ -40,6 +46,9 @@ class RayContext:
         world = ray.train.get_context()
         self.rank, self.world_size = world.get_world_rank(), world.get_world_size()
         self.device = ray.train.torch.get_device()
+        # Gloo, which needs no GPU to tell what went wrong.
+        patient = self.world_size > 1
+        self.loading = torch.distributed.new_group(backend="gloo", timeout=_LOADING_TIMEOUT) if patient else None
         self.place = storage.join(output, "checkpoints")
 
     def prepare(self, objective: nn.Module) -> nn.Module:
@@ -47,6 +56,9 @@ class RayContext:
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         return value if self.world_size == 1 else mean_over_workers(value)
+
+    def gather(self, text: str) -> list[str]:
+        return [text] if self.world_size == 1 else gather_from_workers(text, self.loading)
 
     def restore(self) -> checkpoint.Checkpoint | None:
         return checkpoint.newest(self.place)
@@ -85,6 +97,8 @@ def _enough(config: TrainConfig) -> bool:
     gpu = config.compute.gpu
     use_gpu = room().get("GPU", 0) >= config.workers if gpu is None else gpu
     wanted = {"CPU": config.workers * config.compute.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
+    if gpu is None and not use_gpu and on_cluster():
+        print(f"{room().get('GPU', 0):g} GPUs now: training on CPUs; --compute.gpu waits for them", file=sys.stderr)
     require_room(f"--workers {config.workers} needs", wanted, "--workers or --compute.cpus-per-worker")
     return use_gpu
 
@@ -120,7 +134,12 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
             callbacks=callbacks,
         ),
     )
-    error = trainer.fit().return_value  # pyrefly: ignore  (its stub is of Train V1)
+    try:
+        error = trainer.fit().return_value  # pyrefly: ignore  (its stub is of Train V1)
+    except WorkerGroupError as failure:
+        # A store that stayed away is told as everywhere; the others failed because this worker did.
+        stores = (each for each in failure.worker_failures.values() if isinstance(each, StoreError))
+        raise next(stores, failure) from failure
     checkpoint.prune(storage.join(config.output, "checkpoints"), config.keep_checkpoints)  # also of earlier runs
     if error is not None:
         raise error

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
-from facelab.config import Uri, model_uri, with_options
+from facelab.config import REGISTRY, Uri, uri_or, with_options
 from facelab.data.tensors import FaceSet, PairSet, load_faces, load_pairs
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
@@ -57,7 +57,7 @@ class TrainSRConfig(TrainConfig):
     """URI of sharp faces, shards or folder; their LR is bicubic. Either this or --pairs."""
     lr: Uri | None = None
     """Real low-resolution faces: for srgan and bulat, the discriminator is also shown what becomes of them. Ours."""
-    init_from: Annotated[str, model_uri()] | None = None
+    init_from: Annotated[str, uri_or(REGISTRY)] | None = None
     """A trained model of the same method to start from, also of another scale (EDSR and RDN: x4 from x2)."""
     pixel_loss: Literal["l1", "l2", "sse"] = "l1"
     """l1, l2: mean over pixels; sse: half an image's sum of squares. Of RGB in [-1, 1]; srcnn, vdsr: of Y in [0, 1]."""
@@ -149,19 +149,24 @@ class SRStage:
         Raises:
             UsageError: nothing usable there, or too little.
         """
-        real_lr = load_faces(config.lr, config.lr_size, progress=progress) if config.lr else None
+
+        def faces(uri: str, size: int, *, sharp: bool) -> FaceSet:
+            least, most = config.least_side(size, sharp=sharp), config.max_rejected
+            return load_faces(uri, size, least_side=least, max_rejected=most, progress=progress)
+
+        real_lr = faces(config.lr, config.lr_size, sharp=False) if config.lr else None
         if config.pairs:
             return cls(config, load_pairs(config.pairs, progress=progress), real_lr)
         assert config.hr is not None
-        return cls(config, load_faces(config.hr, config.hr_size, progress=progress), real_lr)
+        return cls(config, faces(config.hr, config.hr_size, sharp=True), real_lr)
 
     def __init__(self, config: TrainSRConfig, data: PairSet | FaceSet, real_lr: FaceSet | None = None):
         self.config = config
         self.facts: dict[str, Any] = {"data_hash": data.hash[:16]}
         if isinstance(data, PairSet):
-            self.facts["n_pairs"] = len(data)
+            self.facts |= {"n_pairs": len(data), "n_copies": data.copies}
         else:
-            self.facts |= {"n_hr": len(data), "n_rejected": data.rejected}
+            self.facts |= {"n_hr": len(data)} | data.counts
         self.train_hr, self.train_lr = _hr_lr(data.subset("train"))
         self.held_hr, held_lr = _hr_lr(data.subset("val"))
         if len(self.train_hr) < config.batch_size or len(self.held_hr) < 1:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from facelab import storage
 from facelab.trained import store
 from facelab.training.config import TrainConfig
-from facelab.training.context import Context
+from facelab.training.context import Context, together
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
 from facelab.training.high_to_low import HighToLowStage
 from facelab.training.history import Logger
@@ -21,7 +21,7 @@ DEGRADER_STAGES: dict[str, type[DegraderStage]] = {"stylevae": StyleVAEStage, "b
 
 def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFactory) -> None:
     """Load the stage, train it, and on rank 0 write OUTPUT/model and OUTPUT/training.json."""
-    stage = load_stage(config, progress=context.rank == 0)
+    stage = together(context, lambda: load_stage(config, progress=context.rank == 0))
     result = train(stage, config, context, make_logger())
     if context.rank:
         return
