@@ -4,7 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from facelab.config import ActorConfig, SizedConfig, Uri, model_uri, with_options
+from facelab.config import REGISTRY, ActorConfig, Uri, uri_or, with_options
+from facelab.data.faces import FacesConfig
 from facelab.metrics.catalogue import DEFAULT_METRICS, IMAGE_METRICS
 from facelab.metrics.features import FeatureConfig
 from facelab.metrics.image_metric import ImageMetric
@@ -12,7 +13,7 @@ from facelab.trained.apply import MICRO_BATCH
 
 
 @with_options(**{name: kind.options for name, kind in IMAGE_METRICS.items() if kind.options})
-class EvaluateConfig(SizedConfig, ActorConfig):
+class EvaluateConfig(FacesConfig, ActorConfig):
     """Measure a super-resolution model, or finished images of any tool, on faces with truth (--test) and on real ones
     without (--real)."""
 
@@ -22,7 +23,12 @@ class EvaluateConfig(SizedConfig, ActorConfig):
         "paper": {},
     }
 
-    model: Annotated[str, model_uri("bicubic")]
+    ARTIFACTS: ClassVar[tuple[str, ...]] = (
+        "per_image.parquet", "examples.parquet", "protocol.json", "grid.png", "real.png", "rejected.parquet",
+    )  # fmt: skip
+    WRITES = (*FacesConfig.WRITES, *ARTIFACTS)
+
+    model: Annotated[str, uri_or(REGISTRY, "bicubic")]
     """`bicubic`; the URI of a trained model: the --output of train_sr, one of its checkpoints, or models:/NAME/VERSION;
     or a folder of finished images from any other tool, named like the test images (subfolders test and real, where both
     are measured)."""
@@ -51,8 +57,6 @@ class EvaluateConfig(SizedConfig, ActorConfig):
     threads, which may round a pixel otherwise."""
     batch_size: int = Field(default=64, ge=1)
     """Images handed to an actor at a time; the numbers do not depend on it."""
-    max_rejected: float = Field(default=0.1, ge=0, le=1)
-    """Fail when more than this share of a set cannot be used or has no finished image."""
 
     @property
     def micro_batch(self) -> int:

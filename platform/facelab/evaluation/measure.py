@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from facelab.data.faces import MIN_SIDE, training_face
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.rows import ImageSet, draw_key, draw_thresholds, is_first_variant
 from facelab.evaluation.subject import Model, Subject
-from facelab.images import BadImage, decode_tensor, training_image
+from facelab.images import BadImage, decode_tensor
 from facelab.metrics.features import Features
 from facelab.trained.apply import in_fixed_batches
 from models.resize import resize
+
+_MOST_PIXELS = 16_000_000
+"""Of decoded images at a time; whole photographs of --native would otherwise fill gigabytes."""
 
 FEATURES = "features/"
 """Prefix of a batch's feature columns; the layer follows."""
@@ -32,6 +36,12 @@ class Face:
     """(3, H, W) uint8: truth of a test face, or a reference face."""
     lr: torch.Tensor | None
     """(3, h, w) uint8; None for a reference face."""
+    enlarged: bool = False
+    """It was smaller than it is now."""
+
+    @property
+    def pixels(self) -> int:
+        return sum(x.shape[-2] * x.shape[-1] for x in (self.hr, self.lr) if x is not None)
 
     @property
     def sizes(self) -> tuple:
@@ -78,8 +88,9 @@ class Measure:
         return self
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Columns role, id, hr, lr, rejected -> role, id, rejected, digest, output_digest, one for each metric (nan
-        where it does not apply) and, for FD and KID, the features of each layer (n, d), nan where none are wanted."""
+        """Columns role, id, hr, lr, rejected -> role, id, rejected, enlarged, digest, output_digest, one for each
+        metric (nan where it does not apply) and, for FD and KID, the features of each layer (n, d), nan where none are
+        wanted."""
         count = len(batch["id"])
         out: dict[str, Any] = {
             "role": [str(x) for x in batch["role"]],
@@ -87,21 +98,27 @@ class Measure:
             "rejected": [str(x) for x in batch["rejected"]],
             "digest": [""] * count,
             "output_digest": [""] * count,
+            "enlarged": [False] * count,
             **{name: np.full(count, np.nan) for name in self.columns},
         }
         if self.features:
             for layer in self.features.layers:
                 out[FEATURES + layer] = np.full((count, self.features.dims[layer]), np.nan, np.float32)
         groups: dict[tuple, list[Face]] = defaultdict(list)
+        held = 0
         for row in range(count):
             try:
                 if not out["rejected"][row]:
                     face = self.decode(row, out["role"][row], out["id"][row], batch["hr"][row], batch["lr"][row])
+                    out["enlarged"][row] = face.enlarged
                     groups[face.sizes].append(face)
+                    held += face.pixels
             except BadImage as error:
                 out["rejected"][row] = str(error)
-        for group in groups.values():
-            self._measure(group, out)
+            if held > _MOST_PIXELS:
+                self._measure_groups(groups, out)
+                held = 0
+        self._measure_groups(groups, out)
         return out
 
     def decode(self, row: int, role: str, identifier: str, hr: bytes, lr: bytes) -> Face:
@@ -110,23 +127,26 @@ class Measure:
             BadImage: it cannot be used.
         """
         if role == "real":
-            return Face(row, role, identifier, None, self._image(lr, self.hr_size // self.scale, 1))
+            low, enlarged = self._image(lr, self.hr_size // self.scale, 1, sharp=False)
+            return Face(row, role, identifier, None, low, enlarged)
         if role == "test" and lr:
             truth, low = self._large_enough(decode_tensor(hr)), decode_tensor(lr)
             return Face(row, role, identifier, truth, low)
-        sharp = self._image(hr, self.hr_size, self.scale)
+        sharp, enlarged = self._image(hr, self.hr_size, self.scale, sharp=True)
         if role == "reference":
-            return Face(row, role, identifier, sharp, None)
+            return Face(row, role, identifier, sharp, None, enlarged)
         self._large_enough(sharp)
         low = resize(sharp[None], sharp.shape[-2] // self.scale, sharp.shape[-1] // self.scale)[0]
-        return Face(row, role, identifier, sharp, low)
+        return Face(row, role, identifier, sharp, low, enlarged)
 
-    def _image(self, data: bytes, size: int, multiple: int) -> torch.Tensor:
+    def _image(self, data: bytes, size: int, multiple: int, *, sharp: bool) -> tuple[torch.Tensor, bool]:
         if not self.config.native:
-            return training_image(data, size)
+            return training_face(data, size, self.config.least_side(size, sharp=sharp))
         image = decode_tensor(data)
         height, width = (side - side % multiple for side in image.shape[-2:])
-        return image[:, :height, :width]
+        if min(width, height) < min(size, MIN_SIDE):
+            raise BadImage(f"too small for --native: {width}x{height} px, shorter side under {min(size, MIN_SIDE)}")
+        return image[:, :height, :width], False
 
     def _large_enough(self, truth: torch.Tensor) -> torch.Tensor:
         for name in self.config.metrics:
@@ -152,6 +172,11 @@ class Measure:
                 image = BadImage(f"finished image of {sizes}: give --hr-size, or --native with --scale")
             checked.append(image)
         return checked
+
+    def _measure_groups(self, groups: dict[tuple, list[Face]], out: dict[str, Any]) -> None:
+        for group in groups.values():
+            self._measure(group, out)
+        groups.clear()
 
     def _measure(self, faces: list[Face], out: dict[str, Any]) -> None:
         if faces[0].role == "reference":
@@ -182,16 +207,16 @@ class Measure:
         if hr is None:
             self._put_features(rows, sr, out)
             return
-        drawn = [i for i, face in enumerate(faces) if self._is_drawn(face)]
+        drawn = [i for i, face in enumerate(faces) if self.is_drawn(face.id)]
         if drawn:
             self._put_features([rows[i] for i in drawn], hr[drawn], out)
 
-    def _is_drawn(self, face: Face) -> bool:
+    def is_drawn(self, identifier: str) -> bool:
         """Whether a test face is one of those whose truth is compared with the reference, for the floor."""
-        threshold = self.thresholds.get(face.role)
-        if self.features is None or not is_first_variant(self.kinds.get(face.role, ""), face.id):
+        threshold = self.thresholds.get("test")
+        if self.features is None or not is_first_variant(self.kinds["test"], identifier):
             return False
-        return threshold is None or draw_key(self.config.seed, face.id) <= threshold
+        return threshold is None or draw_key(self.config.seed, identifier) <= threshold
 
     def _put_features(self, rows: list[int], images: torch.Tensor, out: dict[str, Any]) -> None:
         if self.features:

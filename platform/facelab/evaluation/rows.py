@@ -8,7 +8,6 @@ import numpy as np
 
 from facelab.data import shards
 from facelab.data.source import Item, Source, Unit, find, read
-from facelab.errors import UsageError
 from facelab.seeding import seed_for
 
 if TYPE_CHECKING:  # the metrics' libraries take seconds to import, in every task that reads
@@ -77,10 +76,7 @@ def image_sets(config: "EvaluateConfig") -> dict[str, ImageSet]:
 
 
 def _image_set(role: str, uri: str) -> ImageSet:
-    source = find(uri, *(("faces", "pairs") if role == "test" else ("faces",)))
-    if not source.rows:
-        raise UsageError(f"{uri}: an empty set of {source.kind}")
-    return ImageSet(role, source)
+    return ImageSet(role, find(uri, *(("faces", "pairs") if role == "test" else ("faces",))))
 
 
 def read_rows(unit: RoleUnit) -> Iterator[dict[str, Any]]:

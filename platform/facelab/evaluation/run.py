@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
 
 _EXAMPLES = 12
 _MOST_FILES_PER_TASK = 256
-_ARTIFACTS = ("per_image.parquet", "examples.parquet", "protocol.json", "grid.png", "real.png", "rejected.parquet")
 EXAMPLE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("role", "id")] + [(n, pa.binary()) for n in ("lr", "sr", "hr")]
 )
@@ -36,8 +35,9 @@ EXAMPLE_SCHEMA = pa.schema(
 
 def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
     """Do the job; its tables and pictures also go to its MLflow run, which resolves a models:/ URI."""
-    summary = evaluate(config.model_copy(update={"model": run.model_folder(config.model)}))
-    for name in _ARTIFACTS:
+    with run.model_folder(config.model) as model:
+        summary = evaluate(config.model_copy(update={"model": model}))
+    for name in config.ARTIFACTS:
         if storage.exists(place := storage.join(config.output, name)):
             with storage.local_copy(place) as file:
                 run.artifact(file)
@@ -54,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     sets = image_sets(config)
     subject = load_subject(config, sets)
     measure = Measure(config, subject, sets)
-    for name in _ARTIFACTS:  # of an earlier evaluation
+    for name in config.ARTIFACTS:  # of an earlier evaluation
         storage.delete(storage.join(config.output, name))
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
         local = Path(folder)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from facelab.data import shards
+from facelab.data.faces import require_usable
 from facelab.data.tables import LongTable
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
@@ -58,7 +59,7 @@ class Tally:
         roles = ("test", "real", "reference")
         self.counts, self.hashes = dict.fromkeys(roles, 0), {role: shards.RowHash() for role in roles}
         self.outputs = shards.RowHash()
-        self.n_rejected = dict.fromkeys(roles, 0)
+        self.n_rejected, self.n_enlarged = dict.fromkeys(roles, 0), dict.fromkeys(roles, 0)
         self.first_rejected: dict[str, str] = {}
         """Role -> one rejected image and why."""
         self.bootstraps = {role: Bootstrap(len(self.names), config.seed) for role in ("test", "real")}
@@ -97,6 +98,7 @@ class Tally:
 
     def _add_images(self, role: str, rows: np.ndarray, ids: np.ndarray, batch: dict[str, Any]) -> None:
         self.counts[role] += len(rows)
+        self.n_enlarged[role] += int(np.asarray(batch["enlarged"])[rows].sum())
         for i in rows:
             self.hashes[role].add({"image": str(batch["digest"][i])})
         names = [str(i) for i in ids[rows]]
@@ -115,12 +117,13 @@ class Tally:
 
     def _add_features(self, role: str, rows: np.ndarray, names: list[str], batch: dict[str, Any]) -> None:
         keys = np.array([draw_key(self.config.seed, name) for name in names], np.uint64)
+        # By id, not by what was found: a network may yield nan. Only drawn test faces have features.
+        wanted = np.array([role != "test" or self.measure.is_drawn(name) for name in names])
         threshold = self.measure.thresholds.get(role)
         for layer, sides in self.sides.items():
             features = torch.from_numpy(np.asarray(batch[FEATURES + layer], np.float32)[rows])
-            wanted = ~features[:, 0].isnan()  # only those of drawn test faces were computed
             if wanted.any():
-                sides[role].add(keys[wanted.numpy()], features[wanted])
+                sides[role].add(keys[wanted], features[torch.from_numpy(wanted)])
             if role == "real" and threshold is not None:
                 self.drawn[layer].add(features[torch.from_numpy(keys <= np.uint64(threshold))])
 
@@ -142,11 +145,13 @@ class Tally:
         if "test" in self.sets:
             take(self._per_image("test", ""))
             summary |= {"n": self.counts["test"], "lr_kind": self.sets["test"].lr_kind}
-            summary |= {"n_rejected": self.n_rejected["test"], "data_hash": self.hashes["test"].hexdigest()[:16]}
+            summary |= {"n_rejected": self.n_rejected["test"], "n_enlarged": self.n_enlarged["test"]}
+            summary["data_hash"] = self.hashes["test"].hexdigest()[:16]
         if "real" in self.sets:
             take(self._per_image("real", "_real"))
             summary |= {"n_real": self.counts["real"], "n_reference": self.counts["reference"]}
-            summary |= {f"n_rejected_{role}": self.n_rejected[role] for role in ("real", "reference")}
+            for name, counts in (("n_rejected", self.n_rejected), ("n_enlarged", self.n_enlarged)):
+                summary |= {f"{name}_{role}": counts[role] for role in ("real", "reference")}
             for layer in self.sides:
                 take(self._distances(layer))
         summary |= {f"protocol_{name}": protocol.fingerprint for name, protocol in protocols.items()}
@@ -154,16 +159,9 @@ class Tally:
 
     def _check_counts(self) -> None:
         for role, images in self.sets.items():
-            rejected = self.n_rejected[role]
-            first = f"; the first of {rejected} rejected: {self.first_rejected[role]}" if rejected else ""
-            if not self.counts[role]:
-                raise UsageError(f"{images.uri}: no usable face{first}")
-            if rejected > self.config.max_rejected * images.rows:
-                raise UsageError(
-                    f"{images.uri}: {rejected} of {images.rows} images cannot be used, more than --max-rejected "
-                    f"{self.config.max_rejected:g}{first}"
-                )
-            shards.require_rows(images.uri, images.kind, self.counts[role] + rejected, images.rows)
+            rejected, seen = self.n_rejected[role], self.n_rejected[role] + self.counts[role]
+            require_usable(images.uri, rejected, seen, self.first_rejected.get(role, ""), self.config.max_rejected)
+            shards.require_rows(images.uri, images.kind, seen, images.rows)
 
     def _per_image(self, role: str, suffix: str) -> Iterator[Found]:
         """Means over the images of a role, but for metrics that are defined for none of them."""
@@ -217,12 +215,15 @@ class Tally:
         sides, drawn = self.sides[layer], self.drawn[layer]
         base, floor = frechet.Reference(sides["reference"].parts[0], "reference"), sides["test"]
         found = frechet.estimate(base, sides["real"].parts)
-        missing = "" if "test" in self.sets else "no floor, as --test was not given"
+        least = base.distance(floor.parts[0], "test") if floor.count >= 2 else None
+        missing = None if "test" in self.sets else "no floor, as --test was not given"
+        if least is not None and math.isnan(least):
+            least, missing = None, f"no floor, as {frechet.NOT_FINITE}"
         warning = "; ".join(filter(None, (found.warning, missing))) or None
         number = Number(found.value, low=found.low, high=found.high, infinity=found.infinity, warning=warning)
-        if floor.count >= 2:
-            number = replace(number, floor=base.distance(floor.parts[0], "test"), floor_n=floor.count)
-            if drawn.count >= 2:  # fewer test faces than real ones
+        if least is not None:
+            number = replace(number, floor=least, floor_n=floor.count)
+            if drawn.count >= 2 and not math.isnan(found.value):  # fewer test faces than real ones
                 number = replace(number, at_floor=base.distance(drawn), at_floor_n=drawn.count)
         return number
 
@@ -231,5 +232,8 @@ class Tally:
         reference, real, floor = (self.sides[layer][role] for role in ("reference", "real", "test"))
         rows, seed = reference.sample.rows(), self.config.seed
         found = kid(rows, real.sample.rows(), seed=seed)
-        least = kid(rows, floor.sample.rows(), seed=seed).mean if floor.count >= 2 else None
+        if math.isnan(found.mean):
+            return Number(math.nan, subset_size=found.subset_size, warning=frechet.NOT_FINITE)
+        least = kid(rows, floor.sample.rows(), seed=seed).mean if floor.count >= 2 else math.nan
+        least = None if math.isnan(least) else least
         return Number(found.mean, subset_size=found.subset_size, std=found.std, floor=least)

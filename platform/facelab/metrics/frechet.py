@@ -1,5 +1,6 @@
 """Fréchet distance between two sets of features (Heusel et al., arXiv 1706.08500), from streamed float64 moments."""
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ FD = Metric("FD {}", -1, ".4g")
 """How it is shown: FID over the features that the word means, FD over any other."""
 GROUPS = 10
 """Parts of a set that intervals and the extrapolation are computed from."""
+NOT_FINITE = "features of some images are not finite"
+"""Why a distance is nan."""
 _T_95 = 2.262  # 97.5 % quantile of Student's t with GROUPS - 1 degrees of freedom
 
 
@@ -54,7 +57,7 @@ class Moments:
 
     @property
     def spread(self) -> float:
-        """Trace of the unbiased covariance."""
+        """Trace of the unbiased covariance; not finite where a feature is not."""
         return float(self.scatter.trace()) / (self.count - 1)
 
     def add(self, features: torch.Tensor) -> Self:
@@ -124,6 +127,8 @@ class Reference:
         _require_two(moments, name)
         self.moments, scatter = moments, moments.scatter
         self.factor, self.triangular = np.zeros(0), False
+        if not math.isfinite(moments.spread):  # LAPACK would fail
+            return
         if moments.count > len(scatter):
             self.factor, fault = dpotrf(scatter, lower=1)
             self.triangular = not fault
@@ -139,7 +144,7 @@ class Reference:
         return self.factor.T @ dsymm(1.0, scatter, self.factor, lower=1)
 
     def distance(self, other: Moments, name: str = "generated") -> float:
-        """|μ1 − μ2|² + Tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½).
+        """|μ1 − μ2|² + Tr(Σ1 + Σ2 − 2 (Σ1 Σ2)^½); nan where a feature is not finite.
 
         The trace of the root is the sum of the roots of the eigenvalues of Fᵀ Σ2 F, which is symmetric. Of these at
         most min(n1, n2) − 1 differ from zero; the rest is rounding, whose roots would add up.
@@ -151,6 +156,8 @@ class Reference:
         mean, own = other.mean, self.moments.mean
         if mean.shape != own.shape:
             raise ValueError(f"features of {len(own)} and {len(mean)} dimensions cannot be compared")
+        if not math.isfinite(self.moments.spread + other.spread):
+            return math.nan
         product = self._quadratic(other.scatter)
         eigenvalues = eigh(product, eigvals_only=True, overwrite_a=True, check_finite=False)  # ascending
         rank = min(self.moments.count, other.count) - 1
@@ -225,6 +232,8 @@ def estimate(reference: Reference, groups: Sequence[Moments]) -> FrechetEstimate
     """
     whole = merged(groups)
     value, dims = reference.distance(whole), len(whole.mean)
+    if math.isnan(value):
+        return FrechetEstimate(value, None, None, None, NOT_FINITE)
     low = high = infinity = None
     if whole.count - max(g.count for g in groups) >= 2 and min(g.count for g in groups):
         without = np.array([reference.distance(merged([g for g in groups if g is not left])) for left in groups])

@@ -1,4 +1,4 @@
-"""95 % intervals of means over images, by a bootstrap that streams, merges, and pairs two models by itself."""
+"""95 % intervals of means over images, by a bootstrap of faces that streams, merges, and pairs two models by itself."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,22 +9,27 @@ import numpy as np
 from facelab.seeding import seed_for
 
 REPLICATES = 1000
+LEAST_FACES = 10
+"""Of fewer there is no interval, as percentiles of a handful lie too close together: with normal values, those of 3
+faces hold the true mean in 76 % of draws, of 5 in 88, of 10 in 92."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it would lie with other images of the same kind."""
+    """A mean over images, and where it would lie with other faces of the same kind."""
 
     mean: float
     low: float | None
-    """2.5 % and 97.5 % quantiles over the replicates; None for fewer than 3 images."""
+    """2.5 % and 97.5 % quantiles over replicates that draw faces, each with all its variants; None for fewer than
+    LEAST_FACES, however many images they have."""
     high: float | None
     n: int
+    """Images."""
 
 
 class Bootstrap:
-    """Poisson bootstrap (Hanley & MacGibbon 2006): in each replicate an image counts Poisson(1) times, drawn from its
-    id alone. So no value is kept, order does not matter, and two models on the same images meet the same replicates.
+    """Poisson bootstrap (Hanley & MacGibbon 2006): in each replicate a face counts Poisson(1) times, drawn from its
+    id alone. So no value is kept, order does not matter, and two models on the same faces meet the same replicates.
     """
 
     def __init__(self, columns: int = 1, seed: int = 0):
@@ -32,19 +37,22 @@ class Bootstrap:
         self._sums = np.zeros((REPLICATES, columns))
         self._weights = np.zeros((REPLICATES, columns))
         self._total = np.zeros(columns)
+        self._faces: list[set[str]] = [set() for _ in range(columns)]  # of each column, LEAST_FACES at most
 
-    def add(self, identifier: str, values: np.ndarray) -> None:
-        """Add an image's values (columns,); a nan or infinity is left out of its column. What shares an id, such as the
-        variants of a face, is drawn together."""
+    def add(self, face: str, values: np.ndarray) -> None:
+        """Add the values (columns,) of an image of a face; a nan or infinity is left out of its column. The variants of
+        one face are drawn together, as they are not independent."""
         usable = np.isfinite(values)
         if not usable.any():
             return
         values = np.where(usable, values, 0)
-        weights = np.random.default_rng(seed_for(self.seed, "bootstrap", identifier)).poisson(1.0, REPLICATES)[:, None]
+        weights = np.random.default_rng(seed_for(self.seed, "bootstrap", face)).poisson(1.0, REPLICATES)[:, None]
         self.count += usable
         self._total += values
         self._sums += weights * values
         self._weights += weights * usable
+        for column in np.flatnonzero(usable).tolist():
+            self._meet(column, {face})
 
     def merge(self, other: "Bootstrap") -> Self:
         """Add the images that another instance has seen."""
@@ -52,7 +60,15 @@ class Bootstrap:
             raise ValueError(f"bootstraps of seeds {self.seed} and {other.seed} cannot be merged")
         for name in ("count", "_sums", "_weights", "_total"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        for column, faces in enumerate(other._faces):
+            self._meet(column, faces)
         return self
+
+    def _meet(self, column: int, faces: set[str]) -> None:
+        """Which are kept does not matter, only whether there are enough."""
+        for face in faces:
+            if len(self._faces[column]) < LEAST_FACES:
+                self._faces[column].add(face)
 
     def intervals(self) -> list[Interval | None]:
         """One for each column; None where no value was usable."""
@@ -63,7 +79,7 @@ class Bootstrap:
         if not n:
             return None
         low = high = None
-        if n >= 3:
+        if len(self._faces[column]) >= LEAST_FACES:
             drawn = self._weights[:, column] > 0
             means = self._sums[drawn, column] / self._weights[drawn, column]
             low, high = (float(q) for q in np.quantile(means, (0.025, 0.975)))
@@ -75,7 +91,7 @@ def paired_difference(
 ) -> Interval | None:
     """Mean of a − b over the images that both have (id -> value), with its interval; None if there are none.
 
-    Images that `face_of` maps to one face are drawn together, as they are not independent.
+    Images that `face_of` maps to one face are drawn together; where either value is infinite, the image is left out.
 
     The difference of two models on the same images varies far less than either: whether an interval of it holds 0 says
     what two overlapping intervals do not.

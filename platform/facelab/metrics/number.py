@@ -1,8 +1,8 @@
 """A number of an evaluation with all that is needed to read it; how a summary, which is flat, holds it."""
 
-from dataclasses import dataclass, fields
-from math import inf
-from typing import Any, Self
+from dataclasses import Field, dataclass, fields
+from math import inf, nan
+from typing import Any, Self, get_args
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Number:
     """
 
     value: float
-    """inf where it is infinite: PSNR of equal images."""
+    """inf where it is infinite: PSNR of equal images; nan where it could not be computed."""
     infinite: int | None = None
     """Images that make it so."""
     low: float | None = None
@@ -60,14 +60,28 @@ class Number:
 
     @classmethod
     def of(cls, name: str, summary: dict[str, Any]) -> Self:
-        """What `flat` wrote, also if that has been through JSON: it knows no infinity and has null instead.
+        """What `flat` wrote, also if that has been through JSON, which has null for infinity and nan.
 
         Raises:
             KeyError: the summary has no such number.
         """
         value = summary[name]
-        more = {field: summary.get(f"{name}_{field}") for field in _MORE}
-        return cls(inf if value is None else float(value), **more)
+        more = {field.name: _typed(field, summary.get(f"{name}_{field.name}")) for field in fields(cls)[1:]}
+        if value is None:
+            value = inf if more["infinite"] else nan
+        return cls(float(value), **more)
+
+
+def _typed(field: Field, value: Any) -> Any:
+    """Of a summary that anybody may have written.
+
+    Raises:
+        TypeError: not of the field's type.
+    """
+    kind = get_args(field.type)[0]
+    if value is None or isinstance(value, str if kind is str else (int, float)):
+        return value
+    raise TypeError(f"{field.name} is a {kind.__name__}, not {value!r:.40}")
 
 
 _MORE = tuple(field.name for field in fields(Number))[1:]

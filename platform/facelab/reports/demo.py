@@ -1,6 +1,9 @@
 """report.html: one self-contained page of pictures, curves, a table, and how each number was computed."""
 
 import html
+import math
+import shlex
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,8 +122,9 @@ def _degradation_table(r: DemoResults) -> str:
     lines = []
     for name in names:
         values = [r.summary[f"{name}_{kind}"] for kind in ("learnt", "bicubic", "floor")]
-        cells = [f"<td>{'<b>' if v == min(values[:2]) and i < 2 else ''}{v:.4g}</b>" for i, v in enumerate(values)]
-        lines.append(f"<tr><td>{name.replace('_', ' ')}{''.join(cells)}</tr>")
+        best = min((v for v in values[:2] if not math.isnan(v)), default=math.nan)
+        cells = [f"<td><b>{v:.4g}</b>" if v == best and i < 2 else f"<td>{v:.4g}" for i, v in enumerate(values)]
+        lines.append(f"<tr><td>{html.escape(name.replace('_', ' '))}{''.join(cells)}</tr>")
     return f"<table>{head}{''.join(lines)}</table>"
 
 
@@ -139,8 +143,11 @@ def _sr_table(r: DemoResults) -> str:
 
 
 def _curves(r: DemoResults) -> str:
+    points: Counter[str] = Counter()
+
     def history(folder: str, name: str) -> tuple[np.ndarray, np.ndarray]:
         found = np.array(sorted(set(metric_history(r.tracking_uri, r.runs[folder], name)))).reshape(-1, 2)
+        points[folder] += len(found)
         return found[:, 0], found[:, 1]
 
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.2))
@@ -162,7 +169,10 @@ def _curves(r: DemoResults) -> str:
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     note = "The PSNR curves of B and S are on their own kind of LR, which differs in difficulty; compare the table instead."
-    return f"{svg(figure)}<p class=note>{note}</p>"
+    if missing := ", ".join(folder for folder, count in points.items() if not count):
+        # A step that was kept may have been logged elsewhere.
+        note += f" There are no curves of {missing}: no such runs at {without_secret(r.tracking_uri)}."
+    return f"{svg(figure)}<p class=note>{html.escape(note)}</p>"
 
 
 def _methods(r: DemoResults, truth_known: bool) -> str:
@@ -173,7 +183,7 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
         "other identities" if truth_known else "the real test faces; the floor compares them with the real training faces"
     )  # fmt: skip
     distance = Number.of(fd, e)
-    warning = f" {distance.warning}." if distance.warning else ""
+    warning = f" {html.escape(distance.warning)}." if distance.warning else ""
     items = [
         "<b>degradation distance</b> D(A, B): mean over radii 1..h/2 of |a_r − b_r|, a_r the mean over images of the mean "
         "of log10(|FFT₂(luma)|² + 1) over the ring r. Never a loss, never used to choose a checkpoint. Real LR is here: "
@@ -192,16 +202,17 @@ def _methods(r: DemoResults, truth_known: bool) -> str:
 
 
 def _commands(r: DemoResults) -> str:
-    out, faces, tracker = r.config.output, r.faces, without_secret(r.tracking_uri)
+    paths = (r.config.output, r.faces["hr"], r.faces["lr"], without_secret(r.tracking_uri))
+    out, hr, lr, tracker = map(shlex.quote, paths)
     commands = [
         ("once in each terminal", f"source .venv/bin/activate\nexport MLFLOW_TRACKING_URI={tracker}"),
         ("compare the runs and open the registered models, at http://127.0.0.1:5000",
          f"mlflow ui --backend-store-uri {tracker}"),
-        ("train longer", f"python -m jobs.train_degrader --preset demo --max-steps 2000 --hr {faces['hr']} --lr "
-         f"{faces['lr']} --output {out}/stylevae-longer"),
+        ("train longer", f"python -m jobs.train_degrader --preset demo --max-steps 2000 --hr {hr} --lr "
+         f"{lr} --output {out}/stylevae-longer"),
         ("another SR model on the same pairs", f"python -m jobs.train_sr --preset demo --model edsr --pairs {out}/pairs "
          f"--output {out}/edsr-s"),
-        ("search the loss weights", f"python -m jobs.sweep --preset demo --hr {faces['hr']} --lr {faces['lr']} --output "
+        ("search the loss weights", f"python -m jobs.sweep --preset demo --hr {hr} --lr {lr} --output "
          f"{out}/sweep"),
         ("your own faces", "make demo HR=folder LR=folder TEST=folder REAL=folder OUT=outputs/own"),
     ]  # fmt: skip

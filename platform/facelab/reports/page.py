@@ -14,6 +14,9 @@ from facelab.images import encode_png, grid
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+plt.rcParams["text.parse_math"] = False  # a model's name may hold dollars
 
 PictureRow = tuple[str, list[torch.Tensor] | torch.Tensor]
 """A label and the images (3, h, w) uint8 beside it."""
@@ -47,6 +50,10 @@ def picture_grid(rows: list[PictureRow], cell: int, columns: int = 8, margin: in
 
 def svg(figure: Figure) -> str:
     """A matplotlib figure as an element of a page; closes it."""
+    for axes in figure.axes:
+        if axes.get_yscale() == "log":  # whose own labels are mathematics
+            axes.yaxis.set_major_formatter(LogFormatter())
+            axes.yaxis.set_minor_formatter(LogFormatter())
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)

@@ -5,11 +5,12 @@ Numbers of different protocols never stand in one column.
 
 import html
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from facelab.errors import UsageError
+from facelab.errors import UsageError, one_line
 from facelab.metrics.catalogue import metric
 from facelab.metrics.number import Metric, Number
 from facelab.metrics.protocol import differences, fingerprint_of, metric_names
@@ -53,11 +54,14 @@ class Table:
     notes: list[str]
 
     def markdown(self) -> str:
-        head = ["", *(f"{m.title} {arrow(m)}" for m in self.metrics.values())]
+        cell = _shown(("**", "**"), str)
+        head = ["", *(f"{escape_markdown(m.title)} {arrow(m)}" for m in self.metrics.values())]
         lines = [head, ["---"] + ["---:"] * len(self.metrics)]
-        lines += [[name, *map(_shown(("**", "**"), str), cells)] for name, cells in self._all_rows()]
+        lines += [[escape_markdown(name), *map(cell, cells)] for name, cells in self.rows]
+        if any(self.floor):
+            lines.append(["*floor*", *map(cell, self.floor)])
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return body + "".join(f"\n\n{note}" for note in self.notes) + "\n"
+        return body + "".join(f"\n\n{escape_markdown(note)}" for note in self.notes) + "\n"
 
     def latex(self) -> str:
         """Needs the package booktabs."""
@@ -67,10 +71,11 @@ class Table:
         cell = _shown(("\\textbf{", "}"), lambda spread: f"{{\\scriptsize {_tex(spread)}}}")
         lines = [" & ".join(["", *heads]) + " \\\\", "\\midrule"]
         for name, cells in self.rows:
-            lines.append(" & ".join([_tex(name), *map(cell, cells)]) + " \\\\")
+            label = re.sub(r"^(?=[\[*])", "{}", _tex(name))  # else the \\ before it would take these as its own
+            lines.append(" & ".join([label, *map(cell, cells)]) + " \\\\")
         if any(self.floor):
             lines += ["\\midrule", " & ".join(["\\textit{floor}", *map(cell, self.floor)]) + " \\\\"]
-        notes = "".join(f"\n% {note}" for note in self.notes)
+        notes = "".join(f"\n% {one_line(note)}" for note in self.notes)
         body = "\n".join(lines).replace("–", "--").replace("†", "$^\\dagger$").replace("∞", "$\\infty$")
         return f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{body}\n\\bottomrule\n\\end{{tabular}}{notes}\n"
 
@@ -86,9 +91,6 @@ class Table:
             lines.append(line("floor", self.floor, " class=floor"))
         notes = "".join(f"<p class=note>{html.escape(note)}</p>" for note in self.notes)
         return f"<div class=wide><table><tr><th>{head}</tr>{''.join(lines)}</table></div>{notes}"
-
-    def _all_rows(self) -> list[tuple[str, list[Cell | None]]]:
-        return self.rows + ([("*floor*", self.floor)] if any(self.floor) else [])
 
 
 def build_table(rows: Sequence[Row], columns: Sequence[str] = ()) -> Table:
@@ -131,7 +133,8 @@ def _require_one_protocol(name: str, rows: Sequence[Row]) -> None:
 
 def _column(name: str, rows: Sequence[Row], known: Metric) -> list[Cell | None]:
     numbers = [row.number(name) for row in rows]
-    best = max((number.value * known.better for number in numbers if number), default=math.nan)
+    values = [number.value * known.better for number in numbers if number and not math.isnan(number.value)]
+    best = max(values, default=math.nan)
     cells: list[Cell | None] = []
     for number in numbers:
         if number is None:
@@ -140,7 +143,7 @@ def _column(name: str, rows: Sequence[Row], known: Metric) -> list[Cell | None]:
         spread = f"± {number.std:{known.digits}}" if number.std is not None else ""
         if number.low is not None and number.high is not None:
             spread = f"[{number.low:{known.digits}}, {number.high:{known.digits}}]"
-        mark = "†" if number.warning else ""
+        mark = "†" if _warning(number) else ""
         shown = "∞" if math.isinf(number.value) else format(number.value, known.digits)
         cells.append(Cell(shown, spread, number.value * known.better == best and len(rows) > 1, mark))
     return cells
@@ -154,7 +157,7 @@ def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -
     for name in chosen:
         title, digits = metrics[name].title, metrics[name].digits
         having = [(row.name, number) for row in rows if (number := row.number(name))]
-        if warnings := {number.warning for _, number in having if number.warning is not None}:
+        if warnings := {warning for _, number in having if (warning := _warning(number))}:
             notes.append(f"† {title}: {'; '.join(sorted(warnings))}.")
         if same := [(who, number) for who, number in having if number.at_floor is not None]:
             # Where images were set aside or the test sets differ, each has its own N.
@@ -173,6 +176,10 @@ def _notes(rows: Sequence[Row], chosen: list[str], metrics: dict[str, Metric]) -
     return notes
 
 
+def _warning(number: Number) -> str | None:
+    return number.warning or ("nan: the evaluation has no number" if math.isnan(number.value) else None)
+
+
 def arrow(known: Metric) -> str:
     return "↑" if known.better > 0 else "↓"
 
@@ -187,6 +194,17 @@ def _shown(bold: tuple[str, str], small: Callable[[str], str]) -> Callable[[Cell
     return shown
 
 
+def escape_markdown(text: str) -> str:
+    """In a cell or a paragraph, plain text. An underscore matters at the edge of a word alone."""
+    text = re.sub(r"&(?=#?\w+;)", "&amp;", one_line(text)).replace("<", "&lt;")
+    return re.sub(r"[\\`*|~$]|\b_|_\b|\](?=[(\[])", r"\\\g<0>", text)
+
+
+_TEX = {char: f"\\{char}" for char in "_%&#{}$"} | {
+    "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
+    "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "±": "$\\pm$"
+}  # fmt: skip
+
+
 def _tex(text: str) -> str:
-    escapes = {char: f"\\{char}" for char in "_%&#{}$"} | {"\\": "\\textbackslash{}", "±": "$\\pm$"}
-    return "".join(escapes.get(char, char) for char in text)
+    return "".join(_TEX.get(char, char) for char in one_line(text))
