@@ -44,13 +44,18 @@ def ray_session(*, dashboard: bool = False) -> Iterator[None]:
         _return_to_working_folder()
 
 
+def on_cluster() -> bool:
+    """Whether RAY_ADDRESS names a cluster, which may grow; a local Ray never does."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
 def room() -> dict[str, float]:
     """CPUs, GPUs and other resources of the Ray that is connected."""
     return dict(ray.cluster_resources())
 
 
 def require_room(what: str, wanted: dict[str, float], lower: str) -> None:
-    """Refuse what would wait for ever on a machine that cannot grow; a cluster, named by RAY_ADDRESS, still may.
+    """Refuse what would wait for ever on a machine that cannot grow; a cluster still may.
 
     Args:
         what: the sentence's subject and verb, such as "--workers 4 needs".
@@ -62,7 +67,7 @@ def require_room(what: str, wanted: dict[str, float], lower: str) -> None:
     """
     has = room()
     for name, amount in wanted.items():
-        if has.get(name, 0) < amount and not os.environ.get("RAY_ADDRESS"):
+        if has.get(name, 0) < amount and not on_cluster():
             raise UsageError(
                 f"{what} {amount:g} {name}s, but this machine has {has.get(name, 0):g}: lower {lower}, or set "
                 "RAY_ADDRESS to a cluster"

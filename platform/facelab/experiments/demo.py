@@ -8,8 +8,9 @@ from pydantic import model_validator
 
 from facelab import storage
 from facelab.cluster import ray_session
-from facelab.config import JobConfig, Uri, build
-from facelab.data.prepare import PREPARE
+from facelab.config import SizedConfig, Uri, build
+from facelab.data.faces import MIN_SIDE, FacesConfig, LimitsConfig
+from facelab.data.prepare import PREPARE, PrepareConfig
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.evaluation.run import EVALUATE
 from facelab.experiments.steps import Step, run_steps
@@ -35,9 +36,10 @@ SR_RUNS = {
     "Attentive-S": ("attentive", "stylevae"),
 }
 ROWS = ("bicubic", *SR_RUNS)
+_HR_SIZE = SizedConfig.model_fields["hr_size"].default  # of every step
 
 
-class DemoConfig(JobConfig):
+class DemoConfig(LimitsConfig):
     """Run the whole pipeline on sample faces, or on your own with --hr, --lr, --test and --real."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -45,6 +47,8 @@ class DemoConfig(JobConfig):
         "demo": {"features.network": "mobilenet_v2", "features.layer": "block1"},
         "paper": {"features.layer": "relu1_1"},
     }
+
+    WRITES = (*LimitsConfig.WRITES, "report.html")
 
     preset: Literal["debug", "demo", "paper"] = "demo"
     """Preset of every stage: debug (a minute), demo (some minutes on 2 cores), paper (GPUs)."""
@@ -58,10 +62,15 @@ class DemoConfig(JobConfig):
     """Sharp test faces."""
     real: Uri | None = None
     """Real low-resolution test faces."""
+    max_rejected: float = PrepareConfig.model_fields["max_rejected"].default
+    """Fail when more than this share of a folder's files cannot be used."""
     workers: int = 0
     """Ray Train workers of each training; 0 trains in the process itself."""
     max_steps: int | None = None
     """Stop each training after so many updates."""
+    gpu: bool | None = None
+    """Train on GPUs, one for each worker; no-gpu: on CPUs. None: if there are enough now, which a cluster that grows
+    from nothing never has."""
     features: FeatureConfig = FeatureConfig()
     """Network and layer of the Fréchet distance between sets of LR faces."""
 
@@ -94,16 +103,22 @@ def demo_steps(config: DemoConfig, tracking_uri: str) -> list[Step]:
         options: dict[str, Any] = {"preset": config.preset, "seed": config.seed, "experiment": config.experiment}
         options |= {"tracking_uri": tracking_uri, "output": storage.join(config.output, folder)}
         if issubclass(job.config, TrainConfig):
-            options["workers"] = config.workers
+            options |= {"workers": config.workers, "compute": {"gpu": config.gpu}}
             options |= {"max_steps": config.max_steps} if config.max_steps else {}
         options |= {name: True for name in ("resume", "overwrite") if name in job.config.model_fields}
+        if issubclass(job.config, FacesConfig):
+            options["allow_enlarged"] = config.allow_enlarged
         steps.append(Step(folder, job, build(job.config, **options | values)))
 
     if config.hr is None:
         add("faces", SAMPLE_FACES)
     else:
-        for name, own in (("hr", config.hr), ("lr", config.lr), ("test_hr", config.test), ("real", config.real)):
-            add(f"prepared/{name}", PREPARE, input=own)
+        for name, own, least in (
+            ("hr", config.hr, _HR_SIZE), ("lr", config.lr, MIN_SIDE),
+            ("test_hr", config.test, _HR_SIZE), ("real", config.real, MIN_SIDE),
+        ):  # fmt: skip
+            least = MIN_SIDE if config.allow_enlarged else least
+            add(f"prepared/{name}", PREPARE, input=own, min_side=least, max_rejected=config.max_rejected)
     add("stylevae", TRAIN_DEGRADER, model="stylevae", hr=faces["hr"], lr=faces["lr"])
     for folder, hr in (("pairs", faces["hr"]), ("test_pairs", faces["test_hr"])):
         add(folder, SYNTHESIZE, hr=hr, lr=faces["lr"], degrader=storage.join(config.output, "stylevae"))

@@ -14,6 +14,8 @@ from facelab.job import Job
 
 C = TypeVar("C", bound=JobConfig)
 
+_RECORDED = ("tracking_uri", "experiment", "config", "dry_run")
+
 
 @dataclass(frozen=True)
 class Step(Generic[C]):
@@ -45,24 +47,39 @@ def run_steps(steps: Iterable[Step], parent: str) -> dict[str, Done]:
     other settings, or from before an earlier one was run anew, is deleted.
     """
     done: dict[str, Done] = {}
-    renewed = False
-    for step in steps:
+    remaining = list(steps)
+    for step in remaining:  # before anything is deleted
+        step.config.check_files()
+    while remaining:
+        step = remaining.pop(0)
         began = time.perf_counter()
-        summary = _kept(step.config, renewed)
+        summary = _kept(step.config)
         print(f"── {step.job.name}: {step.folder}{' (done before)' if summary else ''}", flush=True)
         if summary is None:
-            renewed = True
+            for later in remaining:  # now: should this step be interrupted, nobody would know that they are from before
+                _delete(later.config.output)
             summary = step.job.run(step.config, parent=parent)
         done[step.folder] = Done(summary, time.perf_counter() - began)
     return done
 
 
-def _kept(config: JobConfig, renewed: bool) -> dict[str, Any] | None:
-    """The summary of an earlier run of just this step, if it came to its end."""
+def _kept(config: JobConfig) -> dict[str, Any] | None:
+    """The summary of an earlier run of just this step, if it came to its end; what has other settings is deleted."""
     was, summary = (storage.join(config.output, name) for name in ("config.yaml", "summary.json"))
     if not storage.exists(was):
         return None
-    if renewed or yaml.safe_load(storage.read_bytes(was)) != yaml.safe_load(to_yaml(config)):
+    if _computed(storage.read_bytes(was)) != _computed(to_yaml(config)):
         storage.delete(config.output)
         return None
     return json.loads(storage.read_bytes(summary)) if storage.exists(summary) else None
+
+
+def _delete(output: str) -> None:
+    """What an earlier step left, nothing else."""
+    if storage.exists(storage.join(output, "config.yaml")):
+        storage.delete(output)
+
+
+def _computed(settings: str | bytes) -> dict[str, Any]:
+    """What a config.yaml says of the work itself, not of where it is recorded."""
+    return {name: value for name, value in yaml.safe_load(settings).items() if name not in _RECORDED}

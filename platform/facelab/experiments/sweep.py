@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import sys
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -10,9 +12,10 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from facelab import storage
-from facelab.cluster import ray_session, require_room, room
-from facelab.config import JobConfig, Uri, build, preset_values
-from facelab.errors import UsageError
+from facelab.cluster import on_cluster, ray_session, require_room, room
+from facelab.config import Uri, build, preset_values
+from facelab.data.faces import LimitsConfig
+from facelab.errors import StoreError, UsageError
 from facelab.experiments.steps import Step
 from facelab.job import Job
 from facelab.tracking.logger import RunLogger
@@ -22,14 +25,16 @@ from facelab.training.degrader import DegraderStage, TrainDegraderConfig
 from facelab.training.job import check_inputs, training_plan
 from facelab.training.launch import run_training
 from facelab.training.sr import SRStage, TrainSRConfig
+from facelab.training.update import NonFiniteLoss
 from models.stylevae_loss import LossWeights
 
-_DRIVER_CPU = 0.01
-"""What a trial itself reserves when Ray Train workers do its work. Tune does not see their placement groups: with
-whole-CPU drivers, trials would hold all CPUs and wait for ever for their workers."""
+_DRIVER = 0.01
+"""What a trial itself reserves when Ray Train workers do its work, of a CPU, or of the resource `head` where a cluster
+has one: the workers' controller is pinned to the driver's node and dies with it. Tune does not see the placement groups
+of the workers: with whole-CPU drivers, trials would hold all CPUs and wait for ever for them."""
 
 
-class SweepConfig(JobConfig):
+class SweepConfig(LimitsConfig):
     """Search the loss weights, or run an ablation grid, with early stopping (ASHA) and repeated seeds."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -37,6 +42,8 @@ class SweepConfig(JobConfig):
         "demo": {"samples": 4, "max_steps": 120, "grace_steps": 40},
         "paper": {},
     }
+
+    WRITES = (*LimitsConfig.WRITES, "trials.json")
 
     space: Literal["weights", "stylevae", "attention"] = "weights"
     """weights: λ1–λ3, α, β of the styleVAE, log-uniform around the preset's; stylevae: AdaIN x MI (Table 3);
@@ -63,6 +70,12 @@ class SweepConfig(JobConfig):
     """Ray Train workers of each trial; 0 trains in the trial's own process."""
     cpus_per_trial: float = Field(default=1, gt=0)
     """CPUs of a trial without Ray Train workers; with them, of each worker."""
+    gpus_per_trial: float | None = Field(default=None, ge=0, le=1)
+    """GPUs of a trial, a fraction shares one; with Ray Train workers, of each worker, 0 or 1. None: one if there are
+    enough now, which a cluster that grows from nothing never has."""
+    concurrent_trials: int | None = Field(default=None, ge=1)
+    """At most so many trials at once. None: with Ray Train workers, as many as there is room for now; without, as many
+    as find room, for which a cluster grows."""
 
     def check_output(self) -> None:
         super().check_output()
@@ -73,6 +86,12 @@ class SweepConfig(JobConfig):
     def _lr_given(self):
         if self.space != "attention" and self.lr is None:
             raise ValueError(f"space {self.space} trains a styleVAE and needs --lr")
+        return self
+
+    @model_validator(mode="after")
+    def _whole_gpus(self):
+        if self.workers and self.gpus_per_trial not in (None, 0, 1):
+            raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: Ray Train workers do not share GPUs: 0 or 1")
         return self
 
 
@@ -105,7 +124,7 @@ def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
     ]
 
 
-def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str) -> Step[TrainConfig]:
+def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gpu: bool) -> Step[TrainConfig]:
     """The training of one trial, whose network is not registered."""
     kind: type[TrainConfig] = TrainSRConfig if config.space == "attention" else TrainDegraderConfig
     values = trial["options"] | {"preset": config.preset, "hr": config.hr, "seed": trial["seed"]}
@@ -115,7 +134,9 @@ def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str) ->
     values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
     values |= {"max_steps": config.max_steps} if config.max_steps else {}
     values["checkpoint_every"] = 10**9  # only at the ends of epochs, where the metric is known: ASHA needs it
-    values["compute"] = {"cpus_per_worker": config.cpus_per_trial}
+    values |= {"max_rejected": config.max_rejected, "allow_enlarged": config.allow_enlarged}
+    values["resume"] = True  # what Tune restarts goes on
+    values["compute"] = {"cpus_per_worker": config.cpus_per_trial, "gpu": gpu}
     return Step(folder, Job(trial["name"], kind, _train, training_plan), build(kind, **values))
 
 
@@ -136,17 +157,37 @@ class _TuneLogger(RunLogger):
             tune.report(validated | {"step": step})
 
 
-def _concurrent_trials(config: SweepConfig) -> int:
-    """How many trials the cluster holds at once.
+def _gpus(config: SweepConfig) -> float:
+    """GPUs of a trial, or of each of its workers."""
+    enough = room().get("GPU", 0) >= max(config.workers, 1)
+    return float(enough) if config.gpus_per_trial is None else config.gpus_per_trial
+
+
+def _reserved(config: SweepConfig, gpus: float) -> dict[str, float]:
+    """What Tune reserves for a trial."""
+    if config.workers:
+        return {"head" if "head" in room() else "CPU": _DRIVER}
+    return {"CPU": config.cpus_per_trial, "GPU": gpus}
+
+
+def _concurrent_trials(config: SweepConfig, gpus: float, trials: int) -> int | None:
+    """How many trials may run at once; None leaves it to Tune, which sees what trials without workers reserve.
 
     Raises:
-        UsageError: not even one.
+        UsageError: this machine has no room for one.
     """
-    needed, has = config.cpus_per_trial * max(config.workers, 1), room().get("CPU", 0)
-    drivers = _DRIVER_CPU * 16 if config.workers else 0
-    what = f"a trial (--workers {config.workers}, --cpus-per-trial {config.cpus_per_trial:g}) needs"
-    require_room(what, {"CPU": needed + drivers}, "one of them")
-    return max(math.floor((has - drivers) / needed), 1)
+    workers = max(config.workers, 1)
+    needed = {"CPU": workers * config.cpus_per_trial, "GPU": workers * gpus}
+    if config.workers:
+        needed["CPU"] += _reserved(config, gpus).get("CPU", 0)
+    sizes = f"--workers {config.workers}, --cpus-per-trial {config.cpus_per_trial:g}, --gpus-per-trial {gpus:g}"
+    require_room(f"a trial ({sizes}) needs", needed, "one of them")
+    if not config.workers or (config.concurrent_trials and on_cluster()):
+        return config.concurrent_trials
+    fit = max(min(math.floor(room().get(name, 0) / amount) for name, amount in needed.items() if amount), 1)
+    if on_cluster() and fit < trials:
+        print(f"{fit} of {trials} trials at a time, as the cluster is now: see --concurrent-trials", file=sys.stderr)
+    return min(fit, config.concurrent_trials or fit)
 
 
 def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
@@ -154,54 +195,73 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
 
     Raises:
         UsageError: unusable inputs, or trials that can never start.
+        UsageError: also where the input of every trial was.
         RuntimeError: every trial failed.
     """
     trials = trial_table(config)
-    first = trial_step(config, trials[0], run.uri).config
+    first = trial_step(config, trials[0], run.uri, gpu=False).config
     check_inputs(first)
     metric, mode = SRStage.selection if config.space == "attention" else DegraderStage.selection
-    # The dashboard carries the State API, without which Ray Train never frees the workers of a stopped trial.
-    with ray_session(dashboard=config.workers > 0):
-        results = _fit(config, trials, run, first.max_steps or 10**9, metric, mode)
+    try:
+        # The dashboard carries the State API, without which Ray Train never frees the workers of a stopped trial.
+        with ray_session(dashboard=config.workers > 0):
+            results = _fit(config, trials, run, first, metric, mode)
+    except BaseException:  # an interruption, too
+        end_stopped_trials(run.uri, config.experiment, run.id, interrupted=True)
+        raise
     rows = [_row(result, metric) for result in results]
     stopped = end_stopped_trials(run.uri, config.experiment, run.id, {row["name"] for row in rows if row["error"]})
-    done = [row for row in rows if row["error"] is None and row[metric] is not None]
+    done = [row for row in rows if row[metric] is not None]
     storage.write_text(storage.join(config.output, "trials.json"), json.dumps(rows, indent=2))
     run.text(json.dumps(rows, indent=2), "trials.json")
     if not done:
-        raise RuntimeError(f"every trial failed; the first: {rows[0]['error']}")
+        unusable = all((result.metrics or {}).get("unusable") for result in results)
+        raise (UsageError if unusable else RuntimeError)(f"every trial failed; the first: {rows[0]['error']}")
     for row in sorted(done, key=lambda row: row[metric], reverse=mode == "max"):
         print(f"{row['name']:32} {metric} {row[metric]:.5g}  steps {row['steps']}")
-    # A trial that was stopped early had fewer steps: its metric is no match for the others'.
-    most = max(row["steps"] for row in done)
-    whole = [row for row in done if row["steps"] == most]
-    best = (min if mode == "min" else max)(_points(whole, metric), key=lambda point: point[1])
+    best, value, seeds = best_point(done, metric, mode)
+    if seeds < config.seeds:
+        print(f"no point finished all of its {config.seeds} seeds: the best is one of those that finished {seeds}")
     counts = {"n_trials": len(rows), "n_failed": len(rows) - len(done), "n_stopped_early": stopped}
-    return {"best_point": best[0], f"best_{metric}": best[1], **counts}
+    return {"best_point": best, f"best_{metric}": value, "best_point_seeds": seeds, **counts}
 
 
 def _fit(
-    config: SweepConfig, trials: list[dict[str, Any]], run: JobRun, longest: int, metric: str, mode: str
+    config: SweepConfig, trials: list[dict[str, Any]], run: JobRun, first: TrainConfig, metric: str, mode: str
 ) -> tune.ResultGrid:
     tracking_uri, parent = run.uri, run.id
+    gpus = _gpus(config)
+    cluster = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]} if on_cluster() else {}
 
-    def train_trial(params: dict[str, Any]) -> None:
-        step = trial_step(config, params["trial"], tracking_uri)
-        step.job.run(step.config, parent=parent)
+    def train_trial(params: dict[str, Any]) -> dict[str, Any] | None:
+        os.environ.update(cluster)  # Ray's processes are not told, and a training would think that it cannot grow
+        step = trial_step(config, params["trial"], tracking_uri, gpu=gpus > 0)
+        try:
+            step.job.run(step.config, parent=parent)
+        except StoreError:
+            raise  # may pass
+        except (UsageError, NonFiniteLoss) as error:  # handed back, not raised: a restart would meet it again
+            return {metric: math.nan, "error": str(error), "unusable": isinstance(error, UsageError)}
+        return None
 
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # which would take Ctrl-C for the end of the sweep, and return
     filesystem, path = storage.resolve(config.output)
-    cpus = _DRIVER_CPU if config.workers else config.cpus_per_trial
     tuner = tune.Tuner(
-        tune.with_resources(train_trial, {"CPU": cpus}),
+        tune.with_resources(train_trial, _reserved(config, gpus)),
         param_space={"trial": tune.grid_search(trials)},
         tune_config=tune.TuneConfig(
             metric=metric,
             mode=mode,
-            max_concurrent_trials=_concurrent_trials(config),
-            scheduler=_scheduler(config, longest),
+            max_concurrent_trials=_concurrent_trials(config, gpus, len(trials)),
+            scheduler=_scheduler(config, first.max_steps or 10**9),
         ),
         run_config=tune.RunConfig(
-            name=f"tune-{parent[:8]}", storage_path=path, storage_filesystem=filesystem, verbose=1
+            name=f"tune-{parent[:8]}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            # Ray Train restarts workers by itself.
+            failure_config=tune.FailureConfig(max_failures=0 if config.workers else first.compute.max_failures),
+            verbose=1,
         ),
     )
     return tuner.fit()
@@ -220,14 +280,25 @@ def _scheduler(config: SweepConfig, longest: int) -> tune.schedulers.TrialSchedu
 
 def _row(result: Any, metric: str) -> dict[str, Any]:
     trial, metrics = result.config["trial"], result.metrics or {}
-    error = str(result.error).splitlines()[-1] if result.error else None
-    return {**trial, metric: metrics.get(metric), "steps": metrics.get("step"), "error": error}
+    error = str(result.error).splitlines()[-1] if result.error else metrics.get("error")
+    return {**trial, metric: None if error else metrics.get(metric), "steps": metrics.get("step"), "error": error}
 
 
-def _points(rows: list[dict[str, Any]], metric: str) -> list[tuple[str, float]]:
-    """Mean of the metric over the seeds of each point."""
-    names = dict.fromkeys(row["point"] for row in rows)
-    return [(name, float(np.mean([row[metric] for row in rows if row["point"] == name]))) for name in names]
+def best_point(rows: list[dict[str, Any]], metric: str, mode: str) -> tuple[str, float, int]:
+    """The point with the best mean of the metric over its seeds: name, mean, and how many seeds it has.
+
+    One lucky seed proves nothing: only the points with the most finished seeds compete. And a trial that was stopped
+    early had fewer steps: its metric is no match for the others'.
+    """
+    most = max(row["steps"] for row in rows)
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row["steps"] == most:
+            values.setdefault(row["point"], []).append(row[metric])
+    seeds = max(map(len, values.values()))
+    means = {point: float(np.mean(each)) for point, each in values.items() if len(each) == seeds}
+    best = (min if mode == "min" else max)(means, key=lambda point: means[point])
+    return best, means[best], seeds
 
 
 def sweep_plan(config: SweepConfig) -> str:
