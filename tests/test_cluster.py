@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from facelab import storage
 from facelab.trained import store
 
 from models import StyleVAE
@@ -122,6 +123,30 @@ def test_s3(tmp_path, hr_folder, lr_folder):
     assert (store / "sr" / "model" / "model.safetensors").exists()
     assert (store / "e" / "per_image.parquet").exists()
     assert (store / "report" / "table.md").exists()
+
+
+def test_s3_keys_are_literal(tmp_path, monkeypatch):
+    """`run[1]` is not `run1`, nor `run*` all of them: in what is deleted, fetched, listed and pruned by Ray."""
+    names = ("run1", "run2", "run[1]", "run*", "run?")
+    with s3_server(tmp_path / "store") as env:
+        for key, value in env.items():
+            monkeypatch.setenv(key, value)
+        for name in names:
+            storage.write_text(f"s3://bucket/{name}/a.txt", name)
+            storage.write_text(f"s3://bucket/{name}/deep/b.txt", name)
+        for name in names:
+            with storage.local_copy(f"s3://bucket/{name}") as folder:
+                found = {str(f.relative_to(folder)): f.read_text() for f in folder.rglob("*.txt")}
+                assert found == {"a.txt": name, "deep/b.txt": name}
+            with storage.local_copy(f"s3://bucket/{name}/a.txt") as file:
+                assert file.read_text() == name
+            assert [n for n, _ in storage.list_files(f"s3://bucket/{name}")] == ["a.txt", "deep/b.txt"]
+        storage.delete("s3://bucket/run[1]")
+        storage.delete("s3://bucket/run?/a.txt")
+        filesystem, path = storage.resolve("s3://bucket/run*")
+        filesystem.delete_dir(path)
+    left = sorted(str(f.relative_to(tmp_path / "store" / "bucket")) for f in (tmp_path / "store").rglob("*.txt"))
+    assert left == ["run1/a.txt", "run1/deep/b.txt", "run2/a.txt", "run2/deep/b.txt", "run?/deep/b.txt"]
 
 
 def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder):

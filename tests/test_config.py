@@ -161,6 +161,14 @@ def test_unknown_yaml_key_names_the_nearest(tmp_path):
         parse(TrainSRConfig, [*SR, "--config", str(file)], "job")
 
 
+def test_switches_without_a_default_are_flags_like_others():
+    for options, gpu in (
+        ([], None), (["--compute.gpu"], True), (["--compute.no-gpu"], False), (["--compute.gpu", "None"], None),
+        (["--compute.gpu", "--seed", "3"], True), (["--compute.gpu=False"], False),
+    ):  # fmt: skip
+        assert parse(TrainSRConfig, [*SR, *options], "job").compute.gpu is gpu
+
+
 def test_passwords_are_not_shown():
     config = parse(TrainSRConfig, [*SR, "--tracking-uri", "postgresql://me:hunter2@db/mlflow"], "job")
     assert "hunter2" not in to_yaml(config)

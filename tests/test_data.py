@@ -90,7 +90,7 @@ def test_bad_files_are_told_apart(face):
 
 def test_training_image_is_the_centre_square(face):
     wide = np.concatenate([np.zeros((48, 30, 3), np.uint8), face, np.zeros((48, 30, 3), np.uint8)], axis=1)
-    assert np.array_equal(training_image(encode_png(wide), 48).permute(1, 2, 0).numpy(), face)
+    assert np.array_equal(training_image(Image.fromarray(wide), 48).permute(1, 2, 0).numpy(), face)
 
 
 def test_prepare_sets_bad_files_aside(ray_local, tmp_path, face):
@@ -120,7 +120,7 @@ def test_prepare_fails_when_too_much_or_all_is_rejected(ray_local, tmp_path):
     folder = write_faces(tmp_path / "in", 2)
     for i in range(3):
         (folder / f"bad{i}.png").write_bytes(b"no image")
-    with pytest.raises(RuntimeError, match="3 of 5 files rejected"):
+    with pytest.raises(UsageError, match="3 of 5 files rejected"):
         prepare(build(PrepareConfig, input=str(folder), output=str(tmp_path / "a")))
     for good in folder.glob("00*.png"):
         good.unlink()
@@ -329,8 +329,9 @@ def test_splits_are_decided_once_and_obeyed(ray_local, tmp_path):
     """Faces prepared as "test" or "val" against the rule, which goes by hash of the id: every reader takes the shard's
     word, and pairs inherit it."""
     uri = str(tmp_path / "faces")
-    rows = face_rows(4, "train") + [row | {"id": f"held-{row['id']}"} for row in face_rows(3, "val")]
-    rows += [row | {"id": f"test-{row['id']}"} for row in face_rows(2, "test")]
+    rows = face_rows(9, "train")
+    for row, split in zip(rows[4:], ["val"] * 3 + ["test"] * 2, strict=True):
+        row |= {"id": f"{'held' if split == 'val' else split}-{row['id']}", "split": split}
     assert any(row["split"] != shards.split_of(row["id"]) for row in rows)
     receipt = shards.commit(uri, "0" * 20, rows, [], shards.FACE_SCHEMA)
     shards.finish_set(uri, "faces", shards.Totals.of([receipt]), {})
@@ -354,10 +355,10 @@ def test_faces_without_a_split_are_refused(tmp_path):
 
 def test_pairs_may_lack_a_split(tmp_path):
     """A pair's split counts in its hash only where it is not the rule's; a set without the column is split by it."""
-    image = encode_png(sample_face(0, 0, 32))
-    base = dict(variant=0, hr=image, lr=image, style_mode="none", style_ids=[], style_bank="", seed=0, model="bicubic")
+    lr = encode_png(sample_face(0, 0, 32))
+    base = dict(variant=0, lr=lr, style_mode="none", style_ids=[], style_bank="", seed=0, model="bicubic")
     ids = [f"{i}.png" for i in range(30)]
-    old = [{"id": f"{i}#0", "hr_id": i} | base for i in ids]
+    old = [{"id": f"{i}#0", "hr_id": i, "hr": encode_png(sample_face(0, k, 32))} | base for k, i in enumerate(ids)]
     new = [row | {"split": shards.split_of(row["hr_id"])} for row in old]
     other = [row | {"split": "test"} for row in old]
     made = [

@@ -11,8 +11,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from conftest import Notes
 from facelab.config import build
+from facelab.errors import UsageError
+from facelab.trained import checkpoint
 from facelab.training.config import ComputeConfig
-from facelab.training.context import LocalContext, mean_over_workers
+from facelab.training.context import LocalContext, gather_from_workers, mean_over_workers, together
 from facelab.training.history import History
 from facelab.training.launch import run_training
 from facelab.training.loop import train
@@ -39,6 +41,9 @@ class GlooContext(LocalContext):
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         return mean_over_workers(value)
 
+    def gather(self, text: str) -> list[str]:
+        return gather_from_workers(text)
+
     def save(self, write, step, metrics) -> None:
         if self.rank == 0:
             super().save(write, step, metrics)
@@ -49,6 +54,32 @@ def _means(rank: int, hr: str, output: str) -> None:
     value = torch.tensor([1.0, 10.0]) * (rank + 1)
     assert mean_over_workers(value).tolist() == [1.5, 15.0]
     assert value.tolist() == [1.0 * (rank + 1), 10.0 * (rank + 1)]  # left as it was
+
+
+def _trouble(rank: int, hr: str, output: str) -> None:
+    """What goes wrong on rank 1 alone is raised on both, and what goes well is had by both."""
+    context = GlooContext(rank, output)
+
+    def act() -> int:
+        if rank:
+            raise UsageError("no folder on this node")
+        return 1
+
+    with pytest.raises(UsageError, match=r"^no folder on this node$"):
+        together(context, act)
+    assert together(context, lambda: rank) == rank
+
+
+def _checkpoints(rank: int, hr: str, output: str) -> None:
+    """A node that does not see the checkpoint would begin anew, and be out of step with the other."""
+    config = sr_config(hr, output)
+
+    class OneSees(GlooContext):
+        def restore(self):
+            return None if rank else checkpoint.newest(f"{output}/checkpoints")
+
+    with pytest.raises(UsageError, match="steps 4, 0: give an --output that all nodes share"):
+        train(load_stage(config, progress=False), config, OneSees(rank, output), Notes())
 
 
 def _history(rank: int, hr: str, output: str) -> None:
@@ -85,7 +116,7 @@ def _train(rank: int, hr: str, output: str) -> None:
         torch.save(result.network.state_dict(), Path(output) / "weights.pt")
 
 
-CHECKS = [_means, _history, _not_finite, _train]
+CHECKS = [_means, _trouble, _history, _not_finite, _train, _checkpoints]
 
 
 def _process(rank: int, port: int, folder: str, hr: str) -> None:
@@ -119,6 +150,14 @@ def said(folder: Path, check) -> list[str]:
 
 def test_means_are_over_both(folder):
     assert said(folder, _means) == ["passed"] * 2
+
+
+def test_the_trouble_of_one_is_that_of_both(folder):
+    assert said(folder, _trouble) == ["passed"] * 2
+
+
+def test_both_must_see_the_same_checkpoint(folder):
+    assert said(folder, _checkpoints) == ["passed"] * 2
 
 
 def test_numbers_are_averaged_phase_by_phase(folder):

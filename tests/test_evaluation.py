@@ -1,12 +1,18 @@
 """Evaluation: the same numbers however the work is cut, finished images of other tools, odd sets, floors, reports."""
 
+import html
+import io
 import json
 import re
 import runpy
+import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,20 +20,26 @@ from conftest import Notes, he_, save_embedding
 from facelab.config import Config, build, parse
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.shards import PAIR_SCHEMA, Totals, commit, finish_set
+from facelab.data.tables import write_table
 from facelab.data.tensors import load_faces
 from facelab.errors import UsageError
 from facelab.evaluation import config as evaluation_config
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Measure
 from facelab.evaluation.rows import image_sets, read_rows
-from facelab.evaluation.run import EVALUATE, evaluate
+from facelab.evaluation.run import EVALUATE, EXAMPLE_SCHEMA, evaluate
 from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
+from facelab.experiments.demo import DemoConfig
 from facelab.images import decode_tensor, encode_png
 from facelab.metrics import psnr
 from facelab.metrics.catalogue import IMAGE_METRICS
+from facelab.metrics.features import Features
+from facelab.metrics.frechet import NOT_FINITE
 from facelab.metrics.image_metric import ImageMetric
+from facelab.metrics.intervals import LEAST_FACES
 from facelab.metrics.number import Metric
+from facelab.reports.demo import DemoResults, _commands, _curves
 from facelab.reports.report import REPORT, ReportConfig
 from facelab.reports.table import Row, build_table
 from facelab.trained import store
@@ -271,7 +283,7 @@ def test_very_small_sets(tmp_path, hr_folder, count):
     real = {"real": str(few), "reference": str(hr_folder)}
     if count == 0:
         (few / "broken.png").write_bytes(b"no image")
-        with pytest.raises(UsageError, match=r"few: no usable face; the first of 1 rejected: broken\.png: unreadable"):
+        with pytest.raises(UsageError, match=r"few: none of 1 files is usable; the first: broken\.png: unreadable"):
             evaluate(config(tmp_path, test=str(few), max_rejected=1))
         return
     found = evaluate(config(tmp_path, test=str(few)))
@@ -379,6 +391,50 @@ def test_the_floor_is_at_the_same_number_of_images(tmp_path, hr_folder, lr_folde
     if n_real > n_test:  # the distance of fewer images is larger
         assert found["fd_mobilenet_v2_at_floor_n"] == 20
         assert found["fd_mobilenet_v2_at_floor"] > found["fd_mobilenet_v2"]
+
+
+def test_features_that_are_nan_are_told(tmp_path, monkeypatch, hr_folder, lr_folder):
+    """A network says nothing of a black image: no face is left out for it, but the distance is nan, and says why."""
+    judge = Features.__call__
+
+    def blind(self, images):
+        return {layer: found.masked_fill((images == 0).flatten(1).all(1)[:, None], np.nan)
+                for layer, found in judge(self, images).items()}  # fmt: skip
+
+    monkeypatch.setattr(Features, "__call__", blind)
+    test, real = part_of(hr_folder, 6, tmp_path), part_of(lr_folder, 6, tmp_path)
+    sets = {"test": test, "real": real, "reference": part_of(hr_folder, 17, tmp_path / "reference")}
+    Image.new("RGB", (64, 64)).save(Path(test) / "black.png")
+    no_floor = EVALUATE.run(config(tmp_path, **sets))
+    assert np.isfinite([no_floor["fd_mobilenet_v2"], no_floor["kid_mobilenet_v2"]]).all()
+    assert no_floor["fd_mobilenet_v2_warning"].endswith(f"; no floor, as {NOT_FINITE}")
+    assert not {"fd_mobilenet_v2_floor", "kid_mobilenet_v2_floor"} & no_floor.keys()
+    (Path(test) / "black.png").rename(Path(real) / "black.png")
+    found = EVALUATE.run(config(tmp_path, **sets))
+    assert (found["n"], found["n_real"]) == (6, 7)
+    for name in ("fd_mobilenet_v2", "kid_mobilenet_v2"):
+        assert np.isnan(found[name])
+        assert found[f"{name}_warning"] == NOT_FINITE
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    for summary in (found, written):
+        table = build_table([Row("blind", summary)], ["fd_mobilenet_v2", "kid_mobilenet_v2"])
+        assert [(cell.value, cell.spread, cell.mark) for cell in table.rows[0][1]] == [("nan", "", "†")] * 2
+        assert f"† FD mobilenet_v2: {NOT_FINITE}." in table.notes
+
+
+@pytest.mark.parametrize(("name", "values", "best"), [
+    ("fid", (None, 8.0, 6.0), 2),
+    ("fid", (np.nan, None, np.nan), None),
+    ("psnr_y", (None, 30.0, 20.0), 1),
+    ("psnr_y", (None, np.inf, 20.0), 1),
+])  # fmt: skip
+def test_no_number_is_never_the_best(name, values, best):
+    rows = [Row(str(i), {name: value, f"protocol_{name}": "0"}) for i, value in enumerate(values)]
+    table = build_table(rows)
+    cells = [cells[0] for _, cells in table.rows]
+    assert [i for i, cell in enumerate(cells) if cell.best] == ([] if best is None else [best])
+    assert (cells[0].value, cells[0].mark) == ("nan", "†")
+    assert any("† " in note and "nan" in note for note in table.notes)
 
 
 def test_a_column_holds_one_protocol(tmp_path, hr_folder):
@@ -514,11 +570,44 @@ def test_report_refuses_what_is_no_evaluation(tmp_path, evaluations):
     def made(**values) -> None:
         REPORT.run(build(ReportConfig, output=str(tmp_path / "r"), tracking_uri=uri, **values))
 
+    place = tmp_path / "e"
     with pytest.raises(UsageError, match=r"no summary\.json there"):
-        made(runs=(str(tmp_path),))
-    (tmp_path / "summary.json").write_text('{"psnr_rgb": 30.0}')
-    with pytest.raises(UsageError, match="have no protocol"):
-        made(runs=(str(tmp_path),))
+        made(runs=(str(place),))
+    place.mkdir()
+    number = {"psnr_rgb": 30.0, "protocol_psnr_rgb": "0123456789ab"}
+    for summary, said in (
+        ({"psnr_rgb": 30.0}, "have no protocol"),
+        ([1, 2], "damaged"),
+        (number | {"psnr_rgb": "<b>"}, "not what jobs.evaluate writes"),
+        (number | {"beauty": 3.0, "protocol_beauty": "0123456789ab"}, "not what jobs.evaluate writes"),
+        *(
+            ({**number, f"psnr_rgb_{field}": wrong}, "not what jobs.evaluate writes")
+            for field, wrong in (
+                ("low", "x"),
+                ("std", "<b>"),
+                ("warning", 5),
+                ("floor", [1]),
+                ("floor_n", "<x>"),
+                ("infinity", {}),
+            )
+        ),
+        (number | {"psnr_rgb": 10**400}, "not what jobs.evaluate writes"),
+        (number | {"n": "<x>"}, "not what jobs.evaluate writes"),
+    ):
+        (place / "summary.json").write_text(json.dumps(summary))
+        with pytest.raises(UsageError, match=said):
+            made(runs=(str(place),))
+    (place / "summary.json").write_text(json.dumps(number))
+    for name, data in (
+        ("per_image.parquet", b"PAR1"), ("examples.parquet", b"no table"), ("protocol.json", b"["),
+        ("protocol.json", b'{"psnr_rgb": [1, 2]}'), ("protocol.json", b'{"psnr_rgb": "text"}'),
+    ):  # fmt: skip
+        (place / name).write_bytes(data)
+        with pytest.raises(UsageError, match=r"evaluate again|write the set again"):
+            made(runs=(str(place),))
+        (place / name).unlink()
+    with pytest.raises(UsageError, match="the same place, or one lies in the other"):
+        REPORT.run(build(ReportConfig, output=str(place), tracking_uri=uri, runs=(str(place),)))
     with pytest.raises(UsageError, match="no such run"):
         made(runs=("runs:/0123456789abcdef0123456789abcdef",))
     with pytest.raises(UsageError, match="no finished evaluation"):
@@ -527,3 +616,169 @@ def test_report_refuses_what_is_no_evaluation(tmp_path, evaluations):
         made(filter="params crop")
     with pytest.raises(UsageError, match="either --runs or --filter"):
         made()
+
+
+def foreign(place: Path, summary: dict[str, Any], each: dict[str, list] | None = None, examples: tuple = ()) -> str:
+    """What an evaluation leaves, with whatever numbers, columns of per_image.parquet, and (role, id, lr, hr)."""
+    place.mkdir(parents=True)
+    names = [name for name, value in summary.items() if value is None or isinstance(value, float)]
+    protocols = {f"protocol_{name}": "0123456789ab" for name in names}
+    (place / "summary.json").write_text(json.dumps({"model": place.name} | summary | protocols))
+    if each:
+        pq.write_table(pa.table({"role": ["test"] * len(each["id"]), **each}), place / "per_image.parquet")
+    if examples:
+        rows = [{"role": role, "id": i, "lr": lr, "sr": lr, "hr": hr} for role, i, lr, hr in examples]
+        write_table(str(place / "examples.parquet"), rows, EXAMPLE_SCHEMA)
+    return str(place)
+
+
+def reported(tmp_path: Path, *runs: str, **values) -> tuple[str, str, str]:
+    """table.md, table.tex and report.html of some evaluations."""
+    REPORT.run(build(ReportConfig, runs=runs, output=str(tmp_path / "report"), **values))
+    markdown, tex, page = (
+        (tmp_path / "report" / name).read_text() for name in ("table.md", "table.tex", "report.html")
+    )
+    return markdown, tex, page
+
+
+def test_report_compares_faces_not_their_variants(tmp_path):
+    """A gain on all of 30 variants is certain of ten faces, not of one."""
+    for faces, star in ((1, False), (LEAST_FACES, True)):
+        ids = [f"{i}#{k}" for i in range(faces) for k in range(30 // faces)]
+        runs = [
+            foreign(tmp_path / str(faces) / name, {"psnr_y": 20.0 + gain, "lr_kind": "pairs"},
+                    {"id": ids, "psnr_y": [20.0 + gain * (1 + i % 3) for i in range(len(ids))]})
+            for name, gain in (("plain", 0), ("better", 1))
+        ]  # fmt: skip
+        markdown, _, page = reported(tmp_path, *runs)
+        assert ("\\* [+" in markdown, "* [+" in page) == (star, star)
+        assert "| better | +" in markdown
+
+
+def test_report_counts_infinite_values_that_it_leaves_out(tmp_path):
+    """Of equal images there is no difference; a plot shows the others, or nothing."""
+    ids, base = [str(i) for i in range(20)], [20.0 + i % 5 for i in range(20)]
+    summary = {"psnr_y": None, "psnr_y_infinite": 2, "psnr_rgb": None, "psnr_rgb_infinite": 20}
+    all_equal = [np.inf] * 20
+    runs = [
+        foreign(tmp_path / "bicubic", {"psnr_y": 22.0, "psnr_rgb": 22.0}, {"id": ids, "psnr_y": base, "psnr_rgb": base}),
+        foreign(tmp_path / "edsr", summary,
+                {"id": ids, "psnr_y": [np.inf, *base[1:-1], np.inf], "psnr_rgb": all_equal}),
+    ]  # fmt: skip
+    markdown, _, page = reported(tmp_path, *runs)
+    for text in (markdown, page):
+        assert "PSNR Y, dB: 2 images of edsr are left out of the differences, where a value is infinite." in text
+        assert "PSNR RGB, dB: 20 images of edsr are left out" in text
+    assert "**∞**" in markdown
+    assert "| edsr | +0.00 [+0.00, +0.00] |" in markdown
+    markdown, _, page = reported(tmp_path, runs[1], columns=("psnr_rgb",))
+    assert "each image" not in page
+
+
+def test_report_shows_an_image_beside_itself_alone(tmp_path):
+    """One name in two sets of faces is two images; one image in two encodings is one."""
+    x = [torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (10, 20, 30, 40)]
+    a, b, c, d = map(encode_png, x)
+    buffer = io.BytesIO()
+    Image.fromarray(x[0].permute(1, 2, 0).numpy()).save(buffer, "PNG", compress_level=0)
+    again = buffer.getvalue()
+    assert again != a
+    one = (("test", "1", a, c), ("test", "2", b, c), ("real", "1", a, None))
+    two = (("test", "1", again, c), ("test", "2", b, d), ("real", "1", b, None))
+    runs = [foreign(tmp_path / name, {"psnr_y": 20.0}, None, shown) for name, shown in (("one", one), ("two", two))]
+    reported(tmp_path, runs[0])
+    assert (tmp_path / "report" / "grid_real.png").exists()
+    _, _, page = reported(tmp_path, *runs)
+    assert page.count("data:image/png;base64") == 4  # input, one, two, truth of test image 1
+    assert "No pictures, as no image is common to all of one, two." in page
+    assert not (tmp_path / "report" / "grid_real.png").exists()
+    grid = decode_tensor((tmp_path / "report" / "grid_test.png").read_bytes())
+    assert grid.shape[-1] == 150 + 96  # one face
+    _, _, page = reported(tmp_path, runs[0])
+    assert page.count("data:image/png;base64") == 3 + 2
+    assert "No pictures" not in page
+
+
+HOSTILE = "a$\\foo$b|<img src=x onerror=alert(1)> `_x_` [l](u) &lt; ~^{}\r\n\\end{tabular}\u2028\x1b[31m"
+
+
+def test_report_of_hostile_text(tmp_path):
+    """Names, keys, warnings and protocols of foreign evaluations are text in HTML, Markdown, LaTeX and plots."""
+    key = f"psnr_{HOSTILE}"
+    runs = [
+        foreign(tmp_path / str(i), {"model": f"{HOSTILE}{i}@1", key: 20.0 + i, f"{key}_warning": HOSTILE},
+                {"id": ["1", "2"], key: [20.0 + i, np.inf]})
+        for i in range(2)
+    ]  # fmt: skip
+    protocol = {key: {"metric": key, HOSTILE: HOSTILE}}
+    (tmp_path / "0" / "protocol.json").write_text(json.dumps(protocol))
+    markdown, tex, page = reported(tmp_path, *runs)
+
+    assert "<img src=x" not in page
+    name = "a$\\foo$b|<img src=x onerror=alert(1)> `_x_` [l](u) &lt; ~^{} \\end{tabular} [31m"
+    assert f"<td>{html.escape(name)}0<td>" in page
+
+    escaped = (
+        "a\\$\\\\foo\\$b\\|&lt;img src=x onerror=alert(1)> \\`\\_x\\_\\` [l\\](u) &amp;lt; \\~^{} \\\\end{tabular} [31m"
+    )
+    lines = markdown.splitlines()
+    assert [line.count("|") - line.count("\\|") for line in lines if line.startswith("|")] == [3] * 7
+    assert lines[2].startswith(f"| {escaped}0 | ")
+    assert f"| minus {escaped}0 |" in markdown
+    assert "<" not in markdown
+    assert not any(char in markdown + tex for char in "\r\u2028\x1b")
+
+    escaped = (
+        "a\\$\\textbackslash{}foo\\$b\\textbar{}\\textless{}img src=x onerror=alert(1)\\textgreater{} `\\_x\\_` [l](u) \\&lt; "
+        "\\textasciitilde{}\\textasciicircum{}\\{\\} \\textbackslash{}end\\{tabular\\} [31m"
+    )
+    rows, after = tex.split("\n\\end{tabular}\n")
+    assert f"\n{escaped}0 & 20.00$^\\dagger$ \\\\" in rows
+    assert all(line.startswith("% ") for line in after.splitlines())
+
+    _, tex, _ = reported(tmp_path, *runs, names=("[1pt]", "two\nlines"))
+    assert "\n{}[1pt] & " in tex
+    assert "\ntwo lines & " in tex
+
+
+def demo_results(**values) -> DemoResults:
+    given = {name: {} for name in ("faces", "table", "summary", "runs", "seconds")}
+    return DemoResults(**given | {"test": "", "tracking_uri": "", "sr_runs": []} | values)
+
+
+def test_a_demo_suggests_commands_that_a_shell_understands(tmp_path):
+    out, tracker = "/tmp/it's a $(place)", 'sqlite:////tmp/it\'s a "place"/mlflow.db'
+    faces = {name: f"{out}/faces/{name}" for name in ("hr", "lr")}
+    page = _commands(demo_results(config=build(DemoConfig, output=out), faces=faces, tracking_uri=tracker))
+    words = [
+        word
+        for command in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+        for word in shlex.split(html.unescape(command))
+    ]
+    assert {f"MLFLOW_TRACKING_URI={tracker}", tracker, *faces.values(), f"{out}/pairs", f"{out}/sweep"} <= set(words)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_demo_shows_the_curves_that_there_are(tmp_path, monkeypatch, raises):
+    """Its styleVAE was logged at another address. A store says so, or has no numbers."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = mlflow.MlflowClient(uri)
+    run = client.create_run("0").info.run_id
+    for step in (1, 2):
+        client.log_metric(run, "val/psnr_rgb", 20.0 + step, step=step)
+    found = mlflow.MlflowClient.get_metric_history
+
+    def history(self, run_id, key):
+        if run_id == run:
+            return found(self, run_id, key)
+        raise mlflow.MlflowException("no such run", error_code=mlflow.protos.databricks_pb2.RESOURCE_DOES_NOT_EXIST)
+
+    if raises:
+        monkeypatch.setattr(mlflow.MlflowClient, "get_metric_history", history)
+    results = demo_results(
+        config=build(DemoConfig), runs={"stylevae": "0" * 32, "srcnn-b": run}, tracking_uri=uri, sr_runs=["SRCNN-B"]
+    )
+    page = _curves(results)
+    assert f"There are no curves of stylevae: no such runs at {uri}." in page
+    assert "<svg" in page
+    assert "mathdefault" not in page  # of a logarithmic axis

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -18,13 +17,14 @@ from conftest import ROOT, Notes
 from facelab.config import JobConfig, build, parse
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.tensors import load_pairs
-from facelab.experiments.demo import DEMO, DemoConfig
+from facelab.errors import UsageError
+from facelab.experiments.demo import DEMO, DemoConfig, demo_steps
 from facelab.experiments.steps import Step, run_steps
-from facelab.experiments.sweep import SWEEP, SweepConfig, trial_table
 from facelab.job import Job
 from facelab.metrics import degradation_distances
 from facelab.samples.sets import SampleFacesConfig, make_sample_sets
 from facelab.synthesis.job import SYNTHESIZE, SynthesizeConfig, load_degrader
+from facelab.training.config import TrainConfig
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.launch import run_training
 
@@ -131,12 +131,19 @@ def test_demo_end_to_end(ray_local, tmp_path, monkeypatch):
     assert (tmp_path / "pairs" / "summary.json").stat().st_mtime_ns == before
 
 
+def test_the_demo_hands_its_gpus_to_its_trainings(tmp_path):
+    for gpu in (None, False, True):
+        steps = demo_steps(build(DemoConfig, output=str(tmp_path), gpu=gpu), "sqlite:///x")
+        trainings = [step.config for step in steps if isinstance(step.config, TrainConfig)]
+        assert [training.compute.gpu for training in trainings] == [gpu] * 5
+
+
 class ToyConfig(JobConfig):
     PRESETS: ClassVar = {"paper": {}}
     value: int = 0
 
 
-def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path):
+def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path, monkeypatch):
     ran = []
 
     def work(config, run):
@@ -145,8 +152,8 @@ def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path):
 
     toy = Job("toy", ToyConfig, work, plan=str)
 
-    def steps(*values: int) -> dict[str, int]:
-        made = [Step(name, toy, build(ToyConfig, output=str(tmp_path / name), value=value))
+    def steps(*values: int, **recorded: str) -> dict[str, int]:
+        made = [Step(name, toy, build(ToyConfig, output=str(tmp_path / name), value=value, **recorded))
                 for name, value in zip("abc", values, strict=True)]  # fmt: skip
         return {folder: done.summary["value"] for folder, done in run_steps(made, parent="0" * 32).items()}
 
@@ -163,34 +170,45 @@ def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path):
     steps(9, 5, 3)
     assert not (tmp_path / "a" / "of an earlier setting").exists()
 
+    ran.clear()
+    steps(9, 5, 3, experiment="another", tracking_uri=f"sqlite:///{tmp_path}/another.db")
+    assert ran == []  # recorded elsewhere, but computed alike
 
-def test_sweep_nests_its_trials(ray_local, tmp_path, hr_folder, lr_folder):
-    base = dict(hr=str(hr_folder), output=str(tmp_path / "s"), preset="debug")
-    config = build(
-        SweepConfig, **base, lr=str(lr_folder), space="weights", samples=2, max_steps=4, early_stopping=False
-    )
-    summary = SWEEP.run(config)
-    assert (summary["n_trials"], summary["n_failed"]) == (2, 0)
-    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("facelab")
-    nested = f"tags.`mlflow.parentRunId` = '{summary['mlflow_run_id']}'"
-    runs = client.search_runs([experiment.experiment_id], nested)
-    assert len(runs) == 2
-    assert {r.info.status for r in runs} == {"FINISHED"}
-    assert len({r.data.params["weights.beta"] for r in runs}) == 2
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "set_terminated", interrupt)  # the very last that a step does
+        with pytest.raises(KeyboardInterrupt):
+            steps(8, 5, 3)
+    assert steps(8, 5, 3) == {"a": 8, "b": 5, "c": 3}
+    assert ran == [8, 5, 3]  # what was made of the former a is not taken for this one's
 
 
-@pytest.mark.slow
-def test_sweep_with_ray_train_workers_does_not_deadlock(ray_local, tmp_path, hr_folder, lr_folder):
-    """More trials than CPUs, each with a worker of its own, some of them stopped early: whole-CPU drivers, or workers
-    that outlive their trial, would wait for ever."""
-    config = build(
-        SweepConfig, preset="debug", hr=str(hr_folder), lr=str(lr_folder), output=str(tmp_path), samples=3,
-        max_steps=28, grace_steps=14, reduction=4, workers=1,
-    )  # fmt: skip
-    summary = SWEEP.run(config)
-    assert (summary["n_trials"], summary["n_failed"]) == (3, 0)
-    assert summary["n_stopped_early"] > 0
+def test_steps_delete_nothing_but_what_they_made(tmp_path):
+    """Whatever lies where a later step will work, and wherever a link in a step's folder leads."""
+    toy = Job("toy", ToyConfig, lambda config, run: {}, plan=str)
+
+    def steps(value: int) -> None:
+        made = [Step(name, toy, build(ToyConfig, output=str(tmp_path / name), value=value)) for name in "ab"]
+        run_steps(made, parent="0" * 32)
+
+    for name in ("b", "photos"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.docx").write_text("years")
+    steps(1)
+    assert (tmp_path / "b" / "thesis.docx").exists()
+    (tmp_path / "a" / "photos").symlink_to(tmp_path / "photos")
+    steps(2)
+    assert not (tmp_path / "a" / "photos").is_symlink()  # an earlier step's folder is gone, with the link
+    assert (tmp_path / "photos" / "thesis.docx").exists()
+    (tmp_path / "c").mkdir()
+    for text in ("mine: true", "- a list"):
+        (tmp_path / "b" / "config.yaml").write_text(text)
+        with pytest.raises(UsageError, match="was not written by facelab"):
+            steps(3)
+        assert (tmp_path / "b" / "config.yaml").read_text() == text
+        assert (tmp_path / "a" / "summary.json").exists()  # refused before anything is deleted
 
 
 @pytest.mark.slow
@@ -210,21 +228,6 @@ def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local
         for name, images in (("learnt", learnt), ("bicubic", resize(truth.hr, 16)))
     }
     assert distance["learnt"] < 0.6 * distance["bicubic"]
-
-
-def test_sweep_tables():
-    values = dict(hr="hr", lr="lr", output="out")
-    grid = trial_table(build(SweepConfig, **values, space="stylevae", seeds=3))
-    assert len(grid) == 12
-    assert len({t["name"] for t in grid}) == 12
-    assert {json.dumps(t["options"], sort_keys=True) for t in grid} == {
-        '{"stylevae": {"use_adain": false}, "weights": {"lambda_mi": 0.0}}', '{"stylevae": {"use_adain": false}}',
-        '{"stylevae": {"use_adain": true}, "weights": {"lambda_mi": 0.0}}', '{"stylevae": {"use_adain": true}}',
-    }  # fmt: skip
-    weights = trial_table(build(SweepConfig, **values, samples=30))
-    for trial in weights:
-        assert 0.01 <= trial["options"]["weights"]["beta"] <= 1  # the paper's 0.1, a factor of 10 either way
-    assert weights == trial_table(build(SweepConfig, **values, samples=30))
 
 
 @pytest.mark.faces

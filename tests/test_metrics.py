@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from dataclasses import astuple, fields
 
 import numpy as np
@@ -18,8 +19,8 @@ from facelab.metrics import (
 )
 from facelab.metrics.catalogue import metric
 from facelab.metrics.degradation import highpass_moments, luma
-from facelab.metrics.frechet import GROUPS, Moments, Reference, estimate
-from facelab.metrics.intervals import Bootstrap
+from facelab.metrics.frechet import GROUPS, NOT_FINITE, Moments, Reference, estimate
+from facelab.metrics.intervals import LEAST_FACES, Bootstrap
 from facelab.metrics.kid import Sample
 from facelab.metrics.number import Number
 from facelab.trained.apply import in_fixed_batches
@@ -268,6 +269,37 @@ def test_paired_difference_sees_what_two_intervals_do_not():
     assert (variants.low, variants.high) == pytest.approx((difference.low, difference.high))
 
 
+def face_of(identifier: str) -> str:
+    return identifier.rpartition("#")[0]
+
+
+@pytest.mark.parametrize("faces", [1, LEAST_FACES - 1, LEAST_FACES])
+def test_a_handful_of_faces_has_no_interval(faces):
+    """However many variants they have, in one column or in another, in one part or in two: the faces count."""
+    values = {f"{i}#{k}": float(i + k) for i in range(faces) for k in range(3)}
+    whole, parts = Bootstrap(2), [Bootstrap(2), Bootstrap(2)]
+    for index, (identifier, value) in enumerate(values.items()):
+        row = np.array([value, np.nan if face_of(identifier) == "0" else value])
+        whole.add(face_of(identifier), row)
+        parts[index % 2].add(face_of(identifier), row)
+    for bootstrap in (whole, parts[0].merge(parts[1])):
+        all_faces, one_less = bootstrap.intervals()
+        assert (all_faces.n, all_faces.low is None) == (3 * faces, faces < LEAST_FACES)
+        assert one_less is None or one_less.low is None
+    difference = paired_difference(values, dict.fromkeys(values, 0.0), face_of=face_of)
+    assert (difference.low is None, difference.high is None) == (faces < LEAST_FACES,) * 2
+
+
+def test_a_bootstrap_does_not_grow():
+    bootstrap, other = Bootstrap(), Bootstrap()
+    for i in range(300):
+        bootstrap.add(f"{i:05d}", np.ones(1))
+        other.add(f"{i + 300:05d}", np.ones(1))
+        if i == LEAST_FACES:
+            size = len(pickle.dumps(bootstrap))
+    assert len(pickle.dumps(bootstrap.merge(other))) == size
+
+
 @given(st.integers(1, 40), st.integers(1, 20))
 @settings(max_examples=25, deadline=None)
 def test_an_image_does_not_depend_on_its_neighbours(count, size):
@@ -306,6 +338,11 @@ def test_a_summary_keeps_a_number(number):
     assert all(value is not None for value in summary.values())
 
 
+def test_a_number_that_json_has_not_is_infinite_only_if_images_are():
+    assert Number.of("psnr_y", {"psnr_y": None, "psnr_y_infinite": 2}).value == math.inf
+    assert math.isnan(Number.of("fid", {"fid": None, "fid_warning": NOT_FINITE}).value)
+
+
 @pytest.mark.parametrize(
     ("name", "title"),
     [
@@ -328,6 +365,20 @@ def test_frechet_distance_of_a_shift_is_its_square():
     distance.update(x, real=True)
     distance.update(x + 3, real=False)
     assert distance.compute() == pytest.approx(4 * 9, rel=1e-9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("count", [4, 200])
+def test_features_that_are_not_finite_give_no_distance(value, count):
+    """On either side, fewer rows than dimensions or more; with the reason."""
+    x, y = features(0, count, 6), features(1, 200, 6)
+    x[1, 2] = value
+    good, bad = Moments().add(y), Moments().add(x)
+    assert math.isnan(Reference(good).distance(bad))
+    assert math.isnan(Reference(bad).distance(good))
+    found = estimate(Reference(good), groups_of(torch.cat((x, y))))
+    assert math.isnan(found.value)
+    assert (found.low, found.high, found.infinity, found.warning) == (None, None, None, NOT_FINITE)
 
 
 def test_frechet_distance_refuses_too_little():

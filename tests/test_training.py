@@ -3,17 +3,22 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+import ray.train
 import torch
-from conftest import Notes
+from conftest import ROOT, Notes
 from facelab.config import build
 from facelab.data.tensors import load_faces
-from facelab.errors import UsageError
-from facelab.tracking.registry import fetch_model
+from facelab.errors import StoreError, UsageError
+from facelab.tracking.registry import fetched_model
 from facelab.trained import checkpoint, store
 from facelab.training.context import LocalContext
 from facelab.training.degrader import TrainDegraderConfig
@@ -88,6 +93,31 @@ def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, l
     assert (whole.segment, parts.segment) == (0, 1)
     phase = {"stylevae": "", "bulat": "", "srgan": "adversarial"}.get(stage, "pixel")
     assert whole.phase == parts.phase == phase
+
+
+@pytest.mark.parametrize("model", ["attentive", "srgan"])
+def test_a_run_wrapped_up_at_its_checkpoint_gives_the_weights_of_that(model, tmp_path, hr_folder):
+    """Stopped inside an epoch, and not trained on: the average at the checkpoint is validated and saved; not the initial
+    weights, nor, where the last ones are wanted, those of the epoch before."""
+
+    class Dies(Notes):
+        def metrics(self, step, values):
+            if step >= stop:
+                raise KeyboardInterrupt
+
+    # Two updates of 54 faces are no epoch; sixteen are one and two more.
+    for stop in (2, 16):
+        out = tmp_path / str(stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(sr_config(hr_folder, out, model=model, max_steps=50, checkpoint_every=2), Dies)
+        saved, notes = checkpoint.newest(str(out / "checkpoints")), Notes()
+        assert saved.step == stop
+        found = run_training(sr_config(hr_folder, out, model=model, max_steps=stop, resume=True), lambda: notes)  # noqa: B023
+        average = {k.removeprefix("average.module."): v for k, v in saved.networks.items() if k.startswith("average.m")}
+        assert notes.values["val/psnr_rgb"][-1][0] == stop
+        if stop == 2 or model == "srgan":
+            assert found["best_step"] == stop
+            assert_equal(weights_of(out), average)
 
 
 def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):
@@ -387,11 +417,75 @@ def test_two_workers_train_a_gan(ray_local, tmp_path, hr_folder, lr_folder):
         assert set(state.optimisers) == {"main", "discriminator"}
 
 
-def test_two_workers_hand_back_usage_errors(ray_local, tmp_path, hr_folder):
-    with pytest.raises(UsageError, match="smaller batch"):
-        run_training(sr_config(hr_folder, tmp_path, batch_size=200, workers=2), Notes)
+def test_workers_that_find_no_room_are_refused(ray_local, tmp_path, hr_folder):
     with pytest.raises(UsageError, match="needs 40 CPU"):
         run_training(sr_config(hr_folder, tmp_path, batch_size=40, workers=40), Notes)
+
+
+class OneRankConfig(TrainSRConfig):
+    """A training with one worker that is not like the other."""
+
+    trouble: str = "blind"
+
+    def least_side(self, size: int, *, sharp: bool) -> int:
+        if ray.train.get_context().get_world_rank() == 1:
+            if self.trouble == "slow":
+                time.sleep(20)  # a cold store
+            else:
+                raise {"blind": UsageError, "store": StoreError}[self.trouble](f"{self.trouble} on this node")
+        return super().least_side(size, sharp=sharp)
+
+
+def one_rank_config(hr, out, **values) -> OneRankConfig:
+    return build(OneRankConfig, preset="debug", hr=str(hr), output=str(out), model="srcnn", workers=2, **values)
+
+
+def test_the_trouble_of_one_worker_reaches_the_user(ray_local, tmp_path, hr_folder):
+    """At once, in its own words: the other does not wait for it in a collective until that times out."""
+    with pytest.raises(UsageError, match=r"^blind on this node$"):
+        run_training(one_rank_config(hr_folder, tmp_path), Notes)
+    assert not list(tmp_path.rglob("meta.json"))
+
+
+@pytest.mark.slow
+def test_a_worker_that_loads_slowly_is_waited_for(ray_local, tmp_path, hr_folder, monkeypatch):
+    """Longer than any exchange of gradients may take."""
+    monkeypatch.setattr("facelab.training.ray_train._COLLECTIVE_TIMEOUT_S", 10)
+    config = one_rank_config(hr_folder, tmp_path, trouble="slow", compute={"max_failures": 0})
+    assert run_training(config, Notes)["steps"] == 4
+
+
+@pytest.mark.slow
+def test_a_store_that_stays_away_from_one_worker_is_told(ray_local, tmp_path, hr_folder):
+    config = one_rank_config(hr_folder, tmp_path, trouble="store", compute={"max_failures": 0})
+    with pytest.raises(StoreError, match=r"^store on this node$"):
+        run_training(config, Notes)
+
+
+def test_a_gpu_that_is_not_there_or_not_wanted(tmp_path, monkeypatch):
+    with pytest.raises(UsageError, match="no GPU that torch can use"):
+        LocalContext(str(tmp_path), gpu=True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    devices = [LocalContext(str(tmp_path), gpu=gpu).device.type for gpu in (None, True, False)]
+    assert devices == ["cuda", "cuda", "cpu"]
+
+
+def test_a_job_that_is_terminated_ends_its_run(tmp_path, hr_folder):
+    """By SIGTERM, without Ray: what a stopped job, an evicted pod and a spot node are sent."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    options = ["--preset", "debug", "--model", "srcnn", "--hr", str(hr_folder), "--output", str(tmp_path / "sr")]
+    options += ["--max-steps", "1000000", "--checkpoint-every", "2", "--tracking-uri", uri]
+    command = [sys.executable, "-m", "jobs.train_sr", *options]
+    job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and not list(tmp_path.rglob("meta.json")):
+        time.sleep(0.1)
+    job.terminate()
+    said = job.communicate()[1]
+    assert job.returncode == 143, said
+    assert "Traceback" not in said
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("facelab").experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED"]
 
 
 def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, lr_folder):
@@ -417,8 +511,30 @@ def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, l
     local = mlflow.artifacts.download_artifacts(summary["registered_model"])
     suffixes = {f.suffix for f in Path(local).rglob("*") if f.is_file()}
     assert not suffixes & {".pkl", ".pickle", ".pt", ".pth"}
-    place = fetch_model(uri, summary["registered_model"])
-    assert store.load_model(place, "degrader").digest == summary["model_sha256"]
+    with fetched_model(uri, summary["registered_model"]) as place:
+        assert store.load_model(place, "degrader").digest == summary["model_sha256"]
+    assert not Path(place).exists()
+
+
+def test_a_registered_model_leaves_no_copy_and_must_be_ours(tmp_path, hr_folder, monkeypatch):
+    """A job that is given one downloads it, uses it, and leaves nothing in the temporary folder."""
+    summary = TRAIN_SR.run(sr_config(hr_folder, tmp_path / "sr", model="srcnn"))
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    config = sr_config(hr_folder, tmp_path / "on", model="srcnn", init_from=summary["registered_model"])
+    assert TRAIN_SR.run(config)["steps"] == 4
+    assert not list((tmp_path / "tmp").rglob("model*"))
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "weights.bin").write_bytes(b"weights")
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    client.create_registered_model("theirs")
+    client.create_model_version("theirs", str(tmp_path / "theirs"))
+    for uri, said in (
+        ("models:/theirs/1", "was not registered by facelab"),
+        ("models:/nobodys/1", "not in the registry"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            TRAIN_SR.run(config.model_copy(update={"init_from": uri, "output": str(tmp_path / "no")}))
 
 
 def test_a_failed_job_is_a_failed_run(tmp_path, hr_folder):
