@@ -11,7 +11,7 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
@@ -175,26 +175,25 @@ def _places(config: BaseModel, group: str = "") -> Iterator[tuple[str, str]]:
         option, value = f"{group}{name.replace('_', '-')}", getattr(config, name)
         if isinstance(value, BaseModel):
             yield from _places(value, f"{option}.")
-        elif (
-            name != "output"
-            and value is not None
-            and (any(isinstance(mark, _Place) for mark in field.metadata) or _is_marked(field.annotation))
-        ):
-            for uri in (value,) if isinstance(value, str) else value:
+        elif name != "output" and (_is_place(field.metadata) or _is_marked(field.annotation)):
+            for uri in (value,) if isinstance(value, str) else value or ():
                 if uri.startswith(("/", "s3://")):  # no name of something built in, and not MLflow's
                     yield option, uri
 
 
+def _is_place(marks: Sequence[Any]) -> bool:
+    return any(isinstance(mark, _Place) for mark in marks)
+
+
 def _is_marked(annotation: Any) -> bool:
     """Whether a place is somewhere in an annotation such as tuple[Uri, ...] | None."""
-    marks = getattr(annotation, "__metadata__", ())
-    return any(isinstance(mark, _Place) for mark in marks) or any(map(_is_marked, get_args(annotation)))
+    return _is_place(getattr(annotation, "__metadata__", ())) or any(map(_is_marked, get_args(annotation)))
 
 
 def is_a_jobs(uri: str) -> bool:
-    """Whether a config.yaml was written by a job: it has every common option, as nobody writes them all."""
+    """Whether a config.yaml was written by a job: it has options that nobody writes into a file, as every one has."""
     try:
-        return JobConfig.model_fields.keys() <= _read_yaml(uri).keys()
+        return {"output", "preset", "seed", "tracking_uri", "dry_run"} <= _read_yaml(uri).keys()
     except StoreError:
         raise
     except UsageError:

@@ -52,10 +52,8 @@ class Job(Generic[C]):
             print(f"jobs.{self.name}: interrupted", file=sys.stderr)
             return INTERRUPTED
         except SystemExit as stop:
-            if stop.code not in (
-                TERMINATED,
-                signal.SIGTERM,
-            ):  # the second is Ray's, whose handler takes the place of ours
+            # The second is Ray's, whose handler takes the place of ours.
+            if stop.code not in (TERMINATED, signal.SIGTERM):
                 raise  # --help
             print(f"jobs.{self.name}: terminated", file=sys.stderr)
             return TERMINATED

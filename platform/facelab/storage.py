@@ -276,7 +276,7 @@ def delete(uri: str) -> None:
         if uri.startswith("s3://"):
             if _s3().exists(uri):
                 _s3().rm(uri, recursive=True)
-        elif Path(uri).is_dir():
+        elif Path(uri).is_dir() and not Path(uri).is_symlink():
             # At once: what is left of a deletion that was interrupted must not be taken for anything.
             aside = Path(uri).with_name(f".{Path(uri).name}.{uuid.uuid4().hex[:8]}")
             os.rename(uri, aside)

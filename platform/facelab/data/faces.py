@@ -20,8 +20,6 @@ MIN_SIDE = 12
 _TOO_SMALL = "too small"
 _MOST_BYTES = 8 * MAX_PIXELS
 """Of a file: more than any image that is taken has, in any format."""
-
-
 _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 """Errors of a disk that say nothing of the other files."""
 
@@ -84,7 +82,7 @@ def require_usable(uri: str, rejected: int, total: int, first: str, max_rejected
 def face_row(identifier: str, data: bytes, source: str) -> dict[str, Any]:
     """A row of FACE_SCHEMA from an image file's bytes.
 
-    Plain 8-bit RGB files are kept byte for byte; anything else becomes PNG, so that readers meet nothing odd.
+    Plain 8-bit sRGB files are kept byte for byte; anything else becomes PNG, so that readers meet nothing odd.
 
     Raises:
         BadImage: with the reason for the rejected table.

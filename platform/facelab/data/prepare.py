@@ -61,13 +61,9 @@ def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any
     names = [unit.name for unit in units]
     _drop_copies(config.output, names)
     totals = shards.settle(config.output, names)
-    copies = totals.reasons["copy"]
-    unusable, seen, small = (
-        totals.rejected - copies,
-        source.rows - copies,
-        "lower --min-side (jobs.demo: give --allow-enlarged)",
-    )
-    require_usable(config.input, unusable, seen, totals.first, config.max_rejected, small)
+    copies, small = totals.reasons["copy"], "lower --min-side (jobs.demo: give --allow-enlarged)"
+    unusable, files = totals.rejected - copies, source.rows - copies
+    require_usable(config.input, unusable, files, totals.first, config.max_rejected, small)
     details = {"recipe": config.recipe, "source": source.uri, "rejected": totals.rejected, "min_side": config.min_side}
     manifest = shards.finish_set(config.output, "faces", totals, details)
     return {
@@ -92,8 +88,11 @@ def _drop_copies(output: str, units: Sequence[str]) -> None:
     """Of files with equal bytes, the one whose name comes first stays: the others would be counted twice, and might be
     validated on after they were trained on."""
     first: dict[str, str] = {}
-    rows = {unit: shards.read_columns(shards.shard_uri(output, unit), ["id", "sha256"])
-            for unit in units if shards.read_receipt(output, unit).rows}  # fmt: skip
+    rows = {
+        receipt.unit: shards.read_columns(shards.shard_uri(output, receipt.unit), ["id", "sha256"])
+        for receipt in shards.read_receipts(output, units)
+        if receipt.rows
+    }
     for columns in rows.values():
         for identifier, digest in zip(*columns, strict=True):
             first[digest] = min(identifier, first.get(digest, identifier))
