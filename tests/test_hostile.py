@@ -190,6 +190,20 @@ def test_evaluate(tmp_path, corpus, capsys):
     assert snapshot(corpus.folder.parent) == corpus.before
 
 
+@pytest.mark.slow
+def test_demo_and_sweep(ray_local, tmp_path, corpus, capsys):
+    """The same by the jobs that are made of these."""
+    place = str(corpus.folder)
+    code, said, summary = run(DEMO, tmp_path / "demo", *(f"--{name}={place}" for name in ("hr", "lr", "test", "real")),
+                              "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", capsys=capsys)  # fmt: skip
+    assert code == 0, said
+    assert (summary["n_test"], summary["n_real"]) == (corpus.count(ROW), corpus.count(ROW, LR_ONLY))
+    options = ["--space", "attention", "--hr", place, "--max-rejected", "0.5"]
+    code, said, summary = run(SWEEP, tmp_path / "sweep", *options, capsys=capsys)
+    assert (code, summary["n_trials"], summary["n_failed"]) == (0, 4, 0), said
+    assert snapshot(corpus.folder.parent) == corpus.before
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("places")
@@ -367,7 +381,6 @@ def test_small_faces_are_rejected_or_enlarged_and_counted(ray_local, tmp_path, c
     out = str(tmp_path / "shards")
     assert PREPARE.main(["--input", str(place), "--output", out]) == 0
     for job, *options in (
-        (TRAIN_SR, "--model", "srcnn", "--hr", str(place)),
         (TRAIN_SR, "--model", "srcnn", "--hr", out),
         (EVALUATE, "--model", "bicubic", "--test", str(place)),
         (SYNTHESIZE, "--degrader", "bicubic", "--hr", out),

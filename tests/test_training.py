@@ -394,6 +394,7 @@ def test_two_workers_equal_one(ray_local, tmp_path, hr_folder):
     assert on["steps"] == 6
 
 
+@pytest.mark.slow
 def test_two_workers_train_the_stylevae_and_go_on_from_another_kind(ray_local, tmp_path, hr_folder, lr_folder):
     """2 Ray workers go on where one process stopped, though an older checkpoint of Ray's is there."""
     run_training(degrader_config(hr_folder, lr_folder, tmp_path, workers=2, max_steps=2), Notes)
@@ -440,6 +441,7 @@ def one_rank_config(hr, out, **values) -> OneRankConfig:
     return build(OneRankConfig, preset="debug", hr=str(hr), output=str(out), model="srcnn", workers=2, **values)
 
 
+@pytest.mark.slow
 def test_the_trouble_of_one_worker_reaches_the_user(ray_local, tmp_path, hr_folder):
     """At once, in its own words: the other does not wait for it in a collective until that times out."""
     with pytest.raises(UsageError, match=r"^blind on this node$"):

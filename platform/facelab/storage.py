@@ -97,8 +97,14 @@ class _S3(s3fs.S3FileSystem):
 
 
 def _s3() -> s3fs.S3FileSystem:
+    settings = {
+        "connect_timeout": 10,
+        "read_timeout": 60,
+        # Some stores send the checksum of a whole object with a part of it, such as one column of a shard.
+        "response_checksum_validation": "when_required",
+    }
     # Other jobs write too: a cached listing would hide what they wrote.
-    return _S3(use_listings_cache=False, config_kwargs={"connect_timeout": 10, "read_timeout": 60})
+    return _S3(use_listings_cache=False, config_kwargs=settings)
 
 
 _HINTS = {
