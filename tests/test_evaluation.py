@@ -40,6 +40,7 @@ from facelab.metrics.image_metric import ImageMetric
 from facelab.metrics.intervals import LEAST_FACES
 from facelab.metrics.number import Metric
 from facelab.reports.demo import DemoResults, _commands, _curves
+from facelab.reports.page import svg
 from facelab.reports.report import REPORT, ReportConfig
 from facelab.reports.table import Row, build_table
 from facelab.trained import store
@@ -49,6 +50,7 @@ from facelab.training.launch import run_training
 from facelab.training.sr import TrainSRConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot as plt
 from PIL import Image
 from torch import nn
 
@@ -697,6 +699,17 @@ def test_report_shows_an_image_beside_itself_alone(tmp_path):
     _, _, page = reported(tmp_path, runs[0])
     assert page.count("data:image/png;base64") == 3 + 2
     assert "No pictures" not in page
+
+
+def test_a_plot_keeps_its_width():
+    """Where the labels of a logarithmic axis are no mathematics, as a name is none."""
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3))
+    for axis in axes:
+        axis.plot([1e-3, 1], [1e-3, 1])
+        axis.set(yscale="log", title="$\\foo$")
+    shown = svg(figure)
+    assert "mathdefault" not in shown
+    assert min(axis.get_position().width for axis in axes) > 0.3
 
 
 HOSTILE = "a$\\foo$b|<img src=x onerror=alert(1)> `_x_` [l](u) &lt; ~^{}\r\n\\end{tabular}\u2028\x1b[31m"

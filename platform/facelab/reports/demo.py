@@ -167,7 +167,6 @@ def _curves(r: DemoResults) -> str:
         axis.legend(fontsize=8)
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     note = "The PSNR curves of B and S are on their own kind of LR, which differs in difficulty; compare the table instead."
     if missing := ", ".join(folder for folder, count in points.items() if not count):
         # A step that was kept may have been logged elsewhere.

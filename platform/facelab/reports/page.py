@@ -54,6 +54,7 @@ def svg(figure: Figure) -> str:
         if axes.get_yscale() == "log":  # whose own labels are mathematics
             axes.yaxis.set_major_formatter(LogFormatter())
             axes.yaxis.set_minor_formatter(LogFormatter())
+    figure.tight_layout()  # around the labels as they are shown
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)

@@ -341,7 +341,6 @@ def _plot_intervals(table: Table, results: list[Result]) -> Figure:
         axis.set_visible(False)
     axes[0, 0].set_yticks(range(len(results)), [result.name for result in results])
     axes[0, 0].set_ylim(len(results) - 0.5, -0.5)
-    figure.tight_layout()
     return figure
 
 
@@ -355,7 +354,6 @@ def _plot_images(results: list[Result], shown: list[str]) -> Figure:
         axis.invert_yaxis()
         axis.set_title(f"{metric(name).title}, each image", fontsize=10)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
     return figure
 
 
