@@ -69,6 +69,7 @@ def test_pairs_are_identical_for_one_and_three_actors(
     assert other["data_hash"] != one["data_hash"]
 
 
+@pytest.mark.slow
 def test_folder_and_shards_give_the_same_pairs(ray_local, tmp_path, hr_folder, hr_shards, lr_folder, degrader):
     a = synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", variants=1))
     b = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "b", variants=1))
