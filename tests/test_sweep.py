@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import mlflow
 import pytest
@@ -184,7 +185,9 @@ def test_interrupted_sweep(tmp_path):
     command = [sys.executable, "-m", "jobs.sweep", *arguments, "--max-steps", "1000000"]
     said = tmp_path / "stderr"
     with said.open("w") as file:
-        sweep = subprocess.Popen(command, cwd=ROOT, stderr=file)
+        # Whoever started the tests in the background has them, and so the sweep, ignore SIGINT.
+        heeding = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+        sweep = subprocess.Popen(command, cwd=ROOT, stderr=file, preexec_fn=heeding)
     try:
         # An epoch has ended: there would be a best point.
         while not list(tmp_path.glob("s/trials/*/samples/*.png")) and sweep.poll() is None:
