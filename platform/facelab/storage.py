@@ -162,9 +162,12 @@ def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]
     """
     uri = _place(uri)
     with explained(uri):
-        found = _keys(uri) if uri.startswith("s3://") else _walk(uri, suffixes or ("",))
-        files = [(place[len(uri) :].lstrip("/"), place) for place in found if place.lower().endswith(suffixes or ("",))]
-    shown = ((os.fsencode(name).decode(errors="backslashreplace"), place) for name, place in files)
+        if uri.startswith("s3://"):
+            found = [key for key in _keys(uri) if key.lower().endswith(suffixes or ("",))]
+        else:
+            found = list(_walk(uri, suffixes or ("",)))
+    names = (os.fsencode(place[len(uri) :].lstrip("/")).decode(errors="backslashreplace") for place in found)
+    shown = zip(names, found, strict=True)
     return sorted((name, place) for name, place in shown if name and not any(map(_hidden, name.split("/"))))
 
 

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from facelab.data import shards
-from facelab.data.faces import require_usable, training_face
+from facelab.data.faces import FacesConfig, require_usable, training_face
 from facelab.data.source import Row, Source, find, kind_of
 from facelab.data.tables import chunks
 from facelab.errors import UsageError
@@ -126,6 +126,13 @@ def load_faces(uri: str, size: int, *, least_side: int = 1, max_rejected: float 
     enlarged = sum(row["enlarged"] for row, _ in faces)
     images = torch.stack([image for _, image in faces])
     return FaceSet(ids, images, digests, splits, row_hash.hexdigest(), rejected, enlarged, copies)
+
+
+def load_faces_for(config: FacesConfig, uri: str, *, sharp: bool, progress: bool = False) -> FaceSet:
+    """The faces of one input of a job, at its size and within its limits; errors as of load_faces."""
+    size = config.hr_size if sharp else config.lr_size
+    least, most = config.least_side(size, sharp=sharp), config.max_rejected
+    return load_faces(uri, size, least_side=least, max_rejected=most, progress=progress)
 
 
 def load_pairs(uri: str, *, progress: bool = False) -> PairSet:

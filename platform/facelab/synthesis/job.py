@@ -11,7 +11,7 @@ from facelab.config import REGISTRY, ActorConfig, Uri, uri_or
 from facelab.data import shards
 from facelab.data.faces import FacesConfig, require_usable, training_face
 from facelab.data.source import Row, find, read
-from facelab.data.tensors import load_faces
+from facelab.data.tensors import load_faces_for
 from facelab.data.work import fill_with_model
 from facelab.errors import UsageError
 from facelab.images import BadImage, encode_png
@@ -114,8 +114,7 @@ def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degr
             raise UsageError(
                 f"{config.degrader}: --style-mode bank needs --lr, the real low-resolution faces of the styles"
             )
-        least = config.least_side(config.lr_size, sharp=False)
-        bank = load_faces(config.lr, config.lr_size, least_side=least, max_rejected=config.max_rejected)
+        bank = load_faces_for(config, config.lr, sharp=False)
     return Learnt(model, config.seed, bank)
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from facelab.config import Config, Uri, with_options
-from facelab.data.tensors import FaceSet, load_faces
+from facelab.data.tensors import FaceSet, load_faces_for
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
 from facelab.metrics.frechet import frechet_distance
@@ -124,12 +124,8 @@ class DegraderStage:
         Raises:
             UsageError: nothing usable there, or too little.
         """
-        limits: dict[str, Any] = {"max_rejected": config.max_rejected, "progress": progress}
-        hr, lr = (
-            load_faces(uri, size, least_side=config.least_side(size, sharp=sharp), **limits)
-            for uri, size, sharp in ((config.hr, config.hr_size, True), (config.lr, config.lr_size, False))
-        )
-        return cls(config, hr, lr)
+        hr = load_faces_for(config, config.hr, sharp=True, progress=progress)
+        return cls(config, hr, load_faces_for(config, config.lr, sharp=False, progress=progress))
 
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
         self.config = config

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from facelab.config import REGISTRY, Uri, uri_or, with_options
-from facelab.data.tensors import FaceSet, PairSet, load_faces, load_pairs
+from facelab.data.tensors import FaceSet, PairSet, load_faces_for, load_pairs
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
 from facelab.metrics.psnr_ssim import psnr
@@ -149,16 +149,11 @@ class SRStage:
         Raises:
             UsageError: nothing usable there, or too little.
         """
-
-        def faces(uri: str, size: int, *, sharp: bool) -> FaceSet:
-            least, most = config.least_side(size, sharp=sharp), config.max_rejected
-            return load_faces(uri, size, least_side=least, max_rejected=most, progress=progress)
-
-        real_lr = faces(config.lr, config.lr_size, sharp=False) if config.lr else None
+        real_lr = load_faces_for(config, config.lr, sharp=False, progress=progress) if config.lr else None
         if config.pairs:
             return cls(config, load_pairs(config.pairs, progress=progress), real_lr)
         assert config.hr is not None
-        return cls(config, faces(config.hr, config.hr_size, sharp=True), real_lr)
+        return cls(config, load_faces_for(config, config.hr, sharp=True, progress=progress), real_lr)
 
     def __init__(self, config: TrainSRConfig, data: PairSet | FaceSet, real_lr: FaceSet | None = None):
         self.config = config
