@@ -18,7 +18,7 @@ from models.recipe import Adversarial, Optimiser, Recipe
 
 # What widths are divided by: the generators', and the discriminators'. "mini" is ours.
 _DIVISORS, _CRITIC_DIVISORS = {"mini": 4, "paper": 1}, {"mini": 8, "paper": 1}
-_NOISE_SIDE = 64  # the noise's map has the side of the paper's sharp faces
+_NOISE_DIM, _NOISE_SIDE = 64, 64  # the noise's map has the side of the paper's sharp faces
 
 # § 3.3 and yoon28/unpaired_face_sr: pixel (MSE) weight 1, hinge GAN weight 0.05, Adam 1e-4 with β (0, 0.9), batch 32,
 # 50 epochs, one update of D for one of G.
@@ -70,7 +70,6 @@ class HighToLow(DegraderNetwork):
     Config = HighToLowConfig
     scales = (4,)
     has_discriminator = True
-    noise_dim = 64
     uses_style = False
     paper_recipe = Recipe(
         epochs=50, batch_size=32, learning_rate=1e-4, ema_decay=0.0, optimiser=_OPTIMISER, adversarial=_ADVERSARIAL
@@ -84,7 +83,7 @@ class HighToLow(DegraderNetwork):
         super().__init__(scale, **options)
         d = _DIVISORS[self.config.size]
         down = [width // d for width in (96, 96, 128, 128, 256, 256, 512, 512)]
-        self.noise = nn.Linear(self.noise_dim, _NOISE_SIDE**2)
+        self.noise = nn.Linear(_NOISE_DIM, _NOISE_SIDE**2)
         self.head = nn.Conv2d(4, down[0], 3, padding=1, bias=False)
         inputs = [down[0], *down[:-1]]
         self.down = nn.Sequential(*(_Block(inputs[i], down[i], pool=i % 2 == 0) for i in range(8)))
@@ -98,6 +97,9 @@ class HighToLow(DegraderNetwork):
             nn.Conv2d(8, 3, 3, padding=1, bias=False),
             nn.Tanh(),
         )
+
+    def noise_dim(self, lr_size: int) -> int:
+        return _NOISE_DIM
 
     def degrade(self, hr: torch.Tensor, noise: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
         """One LR image for each sharp face; `style`, a real LR image, is not looked at."""

@@ -20,6 +20,17 @@ def kl_divergence(mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return -0.5 * (1 + logvar - mu.square() - logvar.exp()).sum(dim=1).mean()
 
 
+def recognition_loss(target: torch.Tensor, mu: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """−log N(target; mu, exp(logvar)) but for its constant: sum over dimensions, mean over the batch, in nats; see
+    `StyleVAE.recognise`.
+
+    Args:
+        target, mu, logvar: (B, M).
+    """
+    mu, logvar = at_least_float32(mu), at_least_float32(logvar)
+    return 0.5 * (logvar + (target - mu).square() * torch.exp(-logvar)).sum(dim=1).mean()
+
+
 def gram_matrix(features: torch.Tensor) -> torch.Tensor:
     """(B, C, H, W) -> (B, C, C): F·Fᵀ / (C·H·W), the channel correlations of the style loss (Eq. 4)."""
     _, channels, height, width = features.shape

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.adain import adaptive_instance_norm
+from models.camera import SETTINGS, START_MEAN, START_SPREAD, Camera
 from models.network import DegraderNetwork
 from models.precision import at_least_float32
 from models.recipe import Recipe
@@ -24,18 +25,21 @@ class StyleVAEConfig:
     channels: int = 64
     """Width of the generator's blocks and of the content code."""
     blocks: int = 4
-    """Residual blocks of the generator, each followed by AdaIN."""
+    """Residual blocks of the generator, each followed by AdaIN; 0, with a camera only: the camera is all of G."""
     use_adain: bool = True
     """AdaIN. Off: the style code is tiled and concatenated to the content features, same depth and width."""
-    content_skip: bool = False
-    """Carry the resized x_HR in the content code and let G predict the change to it, of which only what is finer than
-    4 px of y_LR is kept. Instance normalisation forgets an image's mean colour and contrast, so without this, colours
-    and shading come from the style image, and SR networks learn to guess them. Ours; the paper shows no such path."""
+    camera: bool = False
+    """y_LR is x_HR as a camera takes it, whose blur, contrast, noise and JPEG are read off the first entries of the style
+    code, plus what the blocks of G add to it, of which only what is finer than 4 px is kept. So colours, shading and place
+    stay those of x_HR, and there is grain. Ours; the paper shows no such path. See `Camera` and `StyleVAE.recognise`."""
 
     def __post_init__(self):
-        for name in ("style_dim", "channels", "blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"stylevae.{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("style_dim", 1), ("channels", 1), ("blocks", 0 if self.camera else 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"stylevae.{name} must be at least {least}, not {getattr(self, name)}")
+        least = len(SETTINGS) + (self.blocks > 0)  # what is left is the blocks' style
+        if self.camera and self.style_dim < least:
+            raise ValueError(f"stylevae.style_dim must be at least {least} with this camera, not {self.style_dim}")
 
 
 class StyleVAEOutput(NamedTuple):
@@ -59,15 +63,12 @@ class StyleEncoder(nn.Module):
 
     def __init__(self, channels: int, style_dim: int):
         super().__init__()
-        self.layers = nn.Sequential(
-            _conv(3, channels),
-            nn.LeakyReLU(0.2),
-            _conv(channels, channels, stride=2),
-            nn.LeakyReLU(0.2),
-            _conv(channels, 2 * channels, stride=2),
-            nn.LeakyReLU(0.2),
-        )
-        self.head = nn.Linear(4 * channels, 2 * style_dim)
+        widths = [(3, channels, 1), (channels, channels, 1), (channels, channels, 2), (channels, 2 * channels, 1)]
+        layers: list[nn.Module] = []
+        for inputs, outputs, stride in [*widths, (2 * channels, 2 * channels, 2)]:
+            layers += [_conv(inputs, outputs, stride), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(4 * channels, 128), nn.LeakyReLU(0.2), nn.Linear(128, 2 * style_dim))
 
     def forward(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         features = at_least_float32(self.layers(lr))
@@ -114,28 +115,26 @@ class StyledBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """G: content code (B, C, h, w) and style code (B, M) -> y_LR (B, 3, h, w) in [-1, 1]."""
+    """G: content code (B, C, h, w) and style code (B, M) -> (B, 3, h, w) in [-1, 1]."""
 
     def __init__(self, config: StyleVAEConfig):
         super().__init__()
+        style_dim = config.style_dim - (len(SETTINGS) if config.camera else 0)
         self.blocks = nn.ModuleList(
-            StyledBlock(config.channels, config.style_dim, config.use_adain) for _ in range(config.blocks)
+            StyledBlock(config.channels, style_dim, config.use_adain) for _ in range(config.blocks)
         )
         self.to_rgb = _conv(config.channels, 3)
-        self.content_skip = config.content_skip
 
     def forward(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        features = content[:, :-3] if self.content_skip else content
         for block in self.blocks:
-            features = block(features, style)
-        rgb = torch.tanh(self.to_rgb(nn.functional.leaky_relu(features, 0.2)))
-        return (content[:, -3:] + _fine(rgb)).clamp(-1, 1) if self.content_skip else rgb
+            content = block(content, style)
+        return torch.tanh(self.to_rgb(nn.functional.leaky_relu(content, 0.2)))
 
 
-def _fine(change: torch.Tensor) -> torch.Tensor:
+def fine(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, h, w) without its coarse part: blur, noise and compression change detail, not colours and shading."""
-    height, width = change.shape[2:]
-    return change - resize(resize(change, max(height // 4, 1), max(width // 4, 1)), height, width)
+    height, width = images.shape[2:]
+    return images - resize(resize(images, max(height // 4, 1), max(width // 4, 1)), height, width)
 
 
 class StyleVAE(DegraderNetwork):
@@ -159,10 +158,9 @@ class StyleVAE(DegraderNetwork):
         # could make them comparable there.
         "demo": {
             "stylevae.channels": 48,
-            "stylevae.content_skip": True,
+            "stylevae.camera": True,
             "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
             "perceptual.content_layers": ["block3", "block6"],
-            "perceptual.match_colour": True,
             "weights.lambda_kl": 3e-4,
             "weights.lambda_mi": 1e-3,
             "weights.alpha": 0.03,
@@ -184,35 +182,96 @@ class StyleVAE(DegraderNetwork):
     def __init__(self, scale: int = 4, **options):
         super().__init__(scale, **options)
         self.style_encoder = StyleEncoder(self.config.channels, self.config.style_dim)
-        self.content_encoder = ContentEncoder(self.config.channels, scale)
-        self.generator = Generator(self.config)
-        self.noise_dim = self.config.style_dim
+        if self.config.blocks:
+            self.content_encoder = ContentEncoder(self.config.channels, scale)
+            self.generator = Generator(self.config)
+        self.camera = Camera(scale) if self.config.camera else None
+        if self.camera:
+            if self.config.blocks:
+                nn.init.zeros_(self.generator.to_rgb.weight)  # G begins as the camera alone
+                nn.init.zeros_(self.generator.to_rgb.bias)  # pyrefly: ignore
+            self.prior_mean = nn.Parameter(torch.zeros(len(SETTINGS)))
+            self.prior_log_spread = nn.Parameter(torch.zeros(len(SETTINGS)))
+
+    def parameter_groups(self, learning_rate: float) -> list[dict]:
+        """The prior of the camera's settings is a handful of numbers that all follow the same slope: ten times faster."""
+        prior = [value for name, value in self.named_parameters() if name.startswith("prior_")]
+        others = [value for name, value in self.named_parameters() if not name.startswith("prior_")]
+        groups = [{"params": others, "lr": learning_rate}]
+        return [*groups, {"params": prior, "lr": 10 * learning_rate}] if prior else groups
+
+    def noise_dim(self, lr_size: int) -> int:
+        return self.config.style_dim + (4 * lr_size**2 if self.camera else 0)
 
     def encode_style(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """E_LR: real LR (B, 3, h, w) -> mu, logvar of q(z | x_LR), (B, M) each."""
-        return self.style_encoder(lr)
+        mu, logvar = self.style_encoder(lr)
+        if not self.camera:
+            return mu, logvar
+        n = len(SETTINGS)
+        mean, log_spread = self.prior_mean, self.prior_log_spread
+        settings = (mu[:, :n] - mean) * torch.exp(-log_spread)
+        return torch.cat([settings, mu[:, n:]], dim=1), torch.cat([logvar[:, :n] - 2 * log_spread, logvar[:, n:]], dim=1)
 
     def encode_content(self, hr: torch.Tensor) -> torch.Tensor:
-        """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale), C + 3 with content_skip."""
-        features = self.content_encoder(hr)
-        if not self.config.content_skip:
-            return features
-        return torch.cat([features, resize(hr, *features.shape[2:]).clamp(-1, 1)], dim=1)
+        """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale), C = channels; with a camera 3·scale²
+        more, the pixels of x_HR, or these alone where there are no blocks."""
+        parts = [self.content_encoder(hr)] if self.config.blocks else []
+        parts += [nn.functional.pixel_unshuffle(hr, self.scale)] if self.camera else []
+        return torch.cat(parts, dim=1)
 
-    def generate(self, content: torch.Tensor, style: torch.Tensor) -> torch.Tensor:
-        """G: content and style codes -> y_LR (B, 3, h, w) in [-1, 1]."""
-        return self.generator(content, style)
+    def generate(self, content: torch.Tensor, style: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        """G: content and style codes -> y_LR (B, 3, h, w) in [-1, 1]; `noise`, (B, 4, h, w) ~ N(0, I), is the camera's,
+        drawn with torch's global generator unless given."""
+        if not self.camera:
+            return self.generator(content, style)
+        features, pixels = content.split([content.shape[1] - 3 * self.scale**2, 3 * self.scale**2], dim=1)
+        if noise is None:
+            noise = torch.randn(len(content), 4, *content.shape[2:], device=content.device)
+        # E_LR and the prior learn the settings from images whose settings are known, not from Eq. 2: see `recognise`.
+        settings = self.settings(style).detach()
+        low = self.camera.expose(nn.functional.pixel_shuffle(pixels, self.scale), settings)
+        if self.config.blocks:
+            low = low + fine(self.generator(features, style[:, len(SETTINGS) :]))
+        return self.camera.record(low, settings, noise)
+
+    def settings(self, style: torch.Tensor) -> torch.Tensor:
+        """Style codes (B, M) -> the camera's settings (B, 9)."""
+        z = style[:, : len(SETTINGS)]
+        return _scaled(self.prior_mean + torch.exp(self.prior_log_spread) * z)
+
+    def recognise(self, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Degrade `hr` by settings of the prior, and let E_LR read them: target, mu and logvar, (B, 9) each.
+
+        This is wake-sleep's sleep phase (Hinton et al. 1995): E_LR learns q(z | y) where z is known. In turn the KL term
+        (Eq. 1) fits the prior's mean and spread to the codes of real faces, so that what is drawn becomes like them.
+        """
+        assert self.camera
+        n = len(SETTINGS)
+        with torch.no_grad():
+            style = torch.randn(len(hr), self.config.style_dim, device=hr.device)
+            target = self.prior_mean + torch.exp(self.prior_log_spread) * style[:, :n]
+            generated = self.generate(self.encode_content(hr), style)
+        mu, logvar = self.style_encoder(generated)
+        return target, mu[:, :n], logvar[:, :n]
 
     def degrade(self, hr: torch.Tensor, noise: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
-        """y_LR; the noise is ε around the style's mean, or z itself where no style is given."""
-        z = noise if style is None else reparameterise(*self.encode_style(style), noise)
-        return self.generate(self.encode_content(hr), z)
+        """y_LR; the noise is ε around the style's mean, or z itself where no style is given, then the camera's."""
+        code, grain = noise[:, : self.config.style_dim], noise[:, self.config.style_dim :]
+        z = code if style is None else reparameterise(*self.encode_style(style), code)
+        size = (hr.shape[-2] // self.scale, hr.shape[-1] // self.scale)
+        return self.generate(self.encode_content(hr), z, grain.unflatten(1, (4, *size)) if self.camera else None)
 
     def forward(self, hr: torch.Tensor, lr: torch.Tensor) -> StyleVAEOutput:
         """Degrade `hr` in the style of the unpaired `lr`; z is drawn with torch's global generator."""
         mu, logvar = self.encode_style(lr)
         style = reparameterise(mu, logvar, torch.randn_like(mu))
         return StyleVAEOutput(self.generate(self.encode_content(hr), style), mu, logvar)
+
+
+def _scaled(settings: torch.Tensor) -> torch.Tensor:
+    """(B, 9), standardised by what the camera starts with -> in its own units."""
+    return settings * settings.new_tensor(START_SPREAD) + settings.new_tensor(START_MEAN)
 
 
 def reparameterise(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,8 @@ class Learnt(Degrader):
 
     def degrade(self, hr: torch.Tensor, digests: list[str], variant: int) -> Degraded:
         generators = [generator_for(self.seed, "noise", digest, variant) for digest in digests]
-        noise = torch.stack([torch.randn(self.network.noise_dim, generator=generator) for generator in generators])
+        width = self.network.noise_dim(hr.shape[-1] // self.scale)
+        noise = torch.stack([torch.randn(width, generator=generator) for generator in generators])
         if self.bank is None:
             return degrade(self.network, hr, noise), [[] for _ in digests]
         chosen = [seed_for(self.seed, "style", digest, variant) % len(self.bank) for digest in digests]

@@ -26,6 +26,7 @@ from models import DEGRADERS, build_degrader
 from models.features import FEATURE_NETWORKS
 from models.network import DegraderNetwork, Network
 from models.resize import resize
+from models.stylevae import fine
 from models.stylevae_loss import LossWeights
 
 
@@ -42,11 +43,9 @@ class PerceptualConfig(Config):
     """Layers of the content loss."""
     min_size: int = Field(default=64, ge=16)
     """Smaller images are upsampled to this side first, px: at 16 px, relu4_1 would be 2x2."""
-    match_colour: bool = False
-    """Give x_LR the mean and spread of colour of x_HR before Eq. 4, so that blur, noise and compression are its style
-    and its colours are not: pairs whose colours differ teach an SR network to guess them. Ours, not the paper's."""
     selection_layer: str = "relu1_1"
-    """The epoch with the smallest Fréchet distance over this layer's channels, on held-out faces, is kept."""
+    """The epoch with the smallest Fréchet distance over this layer's channels, on the fine detail of held-out faces, is
+    kept."""
 
     @model_validator(mode="after")
     def _layers_exist(self):
@@ -174,12 +173,12 @@ class DegraderStage:
         """Held-out faces degraded in held-out styles, the same draw every time: HR, style LR, generated (uint8)."""
         hr = self.held_hr.images[torch.arange(count) % len(self.held_hr)]
         style = self.held_lr.images[torch.arange(count) % len(self.held_lr)]
-        noise = torch.randn(count, network.noise_dim, generator=generator_for(self.config.seed, "validate"))
+        noise = torch.randn(count, network.noise_dim(self.config.lr_size), generator=generator_for(self.config.seed, "validate"))
         return hr, style, degrade(network, hr, noise, style)
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """fd: Fréchet distance of generated to held-out real LR over the selection layer; psnr_to_bicubic (dB): how
+        """fd: Fréchet distance of generated to held-out real LR, of fine detail over the selection layer; psnr_to_bicubic (dB): how
         much of the content's pixels is kept."""
         count = min(self.config.validation_images, 4 * max(len(self.held_hr), len(self.held_lr)))
         assert isinstance(network, DegraderNetwork)
@@ -191,7 +190,8 @@ class DegraderStage:
         }
 
     def _judged(self, images: torch.Tensor) -> torch.Tensor:
-        return self.judge.pooled(to_float(images.to(self.context.device)))[self.config.perceptual.selection_layer]
+        """Features of fine detail alone: which faces, colours and light the two sets have is not what is judged."""
+        return self.judge.pooled(fine(to_float(images.to(self.context.device))))[self.config.perceptual.selection_layer]
 
     def picture(self, network: nn.Module) -> np.ndarray:
         """Rows: sharp face, its bicubic LR, generated LR, a real LR face, which gave the style where one is used."""

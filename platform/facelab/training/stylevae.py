@@ -26,17 +26,17 @@ class StyleVAEStage(DegraderStage):
             self.optimisers["statistics"] = build_optimiser(
                 Optimiser(), self.networks["statistics"].parameters(), learning_rate=1e-3
             )
-        p = config.perceptual
-        layers = tuple(dict.fromkeys(p.content_layers + p.style_layers))
-        features = build_features(p.network, layers, p.weights, p.min_size)
-        features.calibrate(to_float(self.lr.images[:256]))
-        self.facts |= {f"rms_{k}": float(v) for k, v in zip(features.layers, features.rms, strict=True)}
-        self.objective = StyleVAELoss(
-            self.networks, features, config.weights, p.content_layers, p.style_layers, p.match_colour
-        )
+        p, features = config.perceptual, None
+        if config.weights.lambda_style > 0:
+            layers = tuple(dict.fromkeys(p.content_layers + p.style_layers))
+            features = build_features(p.network, layers, p.weights, p.min_size)
+            features.calibrate(to_float(self.lr.images[:256]))
+            self.facts |= {f"rms_{k}": float(v) for k, v in zip(features.layers, features.rms, strict=True)}
+        self.objective = StyleVAELoss(self.networks, features, config.weights, p.content_layers, p.style_layers)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
-        return update.apply(update.forward(self.objective, *self.batch(step)), *self.optimisers.values())
+        with_kl = update.progress >= self.config.weights.kl_from
+        return update.apply(update.forward(self.objective, *self.batch(step), with_kl), *self.optimisers.values())
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:

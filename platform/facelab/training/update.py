@@ -39,7 +39,7 @@ class Update:
     progress: float = 0.0
     """Of the whole run, 0 to 1."""
 
-    def forward(self, objective: nn.Module, *inputs: torch.Tensor | None) -> Losses:
+    def forward(self, objective: nn.Module, *inputs: torch.Tensor | bool | None) -> Losses:
         bf16 = self.compute.precision == "bf16"
         with torch.autocast(self.context.device.type, torch.bfloat16) if bf16 else nullcontext():
             return Losses(*objective(*inputs))
