@@ -756,7 +756,7 @@ def test_report_of_hostile_text(tmp_path):
 
 def demo_results(**values) -> DemoResults:
     given = {name: {} for name in ("faces", "table", "summary", "runs", "seconds")}
-    return DemoResults(**given | {"test": "", "tracking_uri": "", "sr_runs": []} | values)
+    return DemoResults(**given | {"test": "", "tracking_uri": "", "sr_runs": {}} | values)
 
 
 def test_a_demo_suggests_commands_that_a_shell_understands(tmp_path):
@@ -768,7 +768,9 @@ def test_a_demo_suggests_commands_that_a_shell_understands(tmp_path):
         for command in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
         for word in shlex.split(html.unescape(command))
     ]
-    assert {f"MLFLOW_TRACKING_URI={tracker}", tracker, *faces.values(), f"{out}/pairs", f"{out}/sweep"} <= set(words)
+    assert {f"MLFLOW_TRACKING_URI={tracker}", tracker, *faces.values(), f"{out}/pairs/stylevae", f"{out}/sweep"} <= set(
+        words
+    )
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -789,7 +791,7 @@ def test_a_demo_shows_the_curves_that_there_are(tmp_path, monkeypatch, raises):
     if raises:
         monkeypatch.setattr(mlflow.MlflowClient, "get_metric_history", history)
     results = demo_results(
-        config=build(DemoConfig), runs={"stylevae": "0" * 32, "srcnn-b": run}, tracking_uri=uri, sr_runs=["SRCNN-B"]
+        config=build(DemoConfig), runs={"stylevae": "0" * 32, "sr/b": run}, tracking_uri=uri, sr_runs={"B": "sr/b"}
     )
     page = _curves(results)
     assert f"There are no curves of stylevae: no such runs at {uri}." in page
