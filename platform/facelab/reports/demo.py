@@ -135,7 +135,7 @@ def _gain_headline(r: DemoResults) -> str:
     """Where nobody knows what true pairs would give."""
     return (
         "Trained on the styleVAE's pairs instead of bicubic ones, the network changes by "
-        f"<b>{_difference(r, 's_minus_b_psnr_rgb')} dB</b> on styleVAE LR of the test faces; nobody knows their true LR."
+        f"<b>{_difference(r, 's_minus_b_psnr_rgb')} dB</b> on styleVAE LR of the test faces, which is its own kind; nobody knows their true LR."
     )
 
 
