@@ -39,7 +39,7 @@ from facelab.metrics.frechet import NOT_FINITE
 from facelab.metrics.image_metric import ImageMetric
 from facelab.metrics.intervals import LEAST_FACES
 from facelab.metrics.number import Metric
-from facelab.reports.demo import DemoResults, _commands, _curves
+from facelab.reports.demo import DemoResults, _commands, _curves, _gap_curves, _headline
 from facelab.reports.page import svg
 from facelab.reports.report import REPORT, ReportConfig
 from facelab.reports.table import Row, build_table
@@ -51,6 +51,7 @@ from facelab.training.sr import TrainSRConfig
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from PIL import Image
 from torch import nn
 
@@ -756,7 +757,7 @@ def test_report_of_hostile_text(tmp_path):
 
 def demo_results(**values) -> DemoResults:
     given = {name: {} for name in ("faces", "table", "summary", "runs", "seconds")}
-    return DemoResults(**given | {"test": "", "tracking_uri": "", "sr_runs": []} | values)
+    return DemoResults(**given | {"test": "", "tracking_uri": "", "sr_runs": {}} | values)
 
 
 def test_a_demo_suggests_commands_that_a_shell_understands(tmp_path):
@@ -768,7 +769,9 @@ def test_a_demo_suggests_commands_that_a_shell_understands(tmp_path):
         for command in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
         for word in shlex.split(html.unescape(command))
     ]
-    assert {f"MLFLOW_TRACKING_URI={tracker}", tracker, *faces.values(), f"{out}/pairs", f"{out}/sweep"} <= set(words)
+    assert {f"MLFLOW_TRACKING_URI={tracker}", tracker, *faces.values(), f"{out}/pairs/stylevae", f"{out}/sweep"} <= set(
+        words
+    )
 
 
 @pytest.mark.parametrize("raises", [False, True])
@@ -789,9 +792,54 @@ def test_a_demo_shows_the_curves_that_there_are(tmp_path, monkeypatch, raises):
     if raises:
         monkeypatch.setattr(mlflow.MlflowClient, "get_metric_history", history)
     results = demo_results(
-        config=build(DemoConfig), runs={"stylevae": "0" * 32, "srcnn-b": run}, tracking_uri=uri, sr_runs=["SRCNN-B"]
+        config=build(DemoConfig), runs={"stylevae": "0" * 32, "sr/b": run}, tracking_uri=uri, sr_runs={"B": "sr/b"}
     )
     page = _curves(results)
     assert f"There are no curves of stylevae: no such runs at {uri}." in page
     assert "<svg" in page
     assert "mathdefault" not in page  # of a logarithmic axis
+
+
+CLOSED = {"gap_closed_psnr_rgb": 0.617, "gap_closed_ssim_y": 0.5}
+ENDS = {f"{name}_{end}": value + more for name, value in CLOSED.items() for end, more in (("low", -0.1), ("high", 0.1))}
+
+
+@pytest.mark.parametrize(
+    ("faces", "numbers", "said"),
+    [
+        ({"test": ""}, CLOSED | ENDS, "closes <b>62 % [52 %, 72 %] of the gap</b> in PSNR and <b>50 % [40 %, 60 %]"),
+        ({"test": ""}, CLOSED, "closes <b>62 % of the gap</b> in PSNR and <b>50 % of the gap</b> in SSIM"),
+        ({"test": ""}, {"gap_closed_ssim_y": 0.5, "gap_closed_ssim_y_low": 0.4, "gap_closed_ssim_y_high": 0.6}, "closes <b>50 % [40 %, 60 %] of the gap</b> in SSIM"),
+        ({"test": ""}, {}, "there is no gap to close"),
+        ({}, {"s_minus_b_psnr_rgb": 0.2, "s_minus_b_psnr_rgb_low": 0.1, "s_minus_b_psnr_rgb_high": 0.3}, "by <b>+0.20 [+0.10, +0.30] dB</b>"),
+    ],
+)  # fmt: skip
+def test_a_demo_begins_with_what_it_found(faces, numbers, said):
+    distances = {
+        f"degradation_distance_{kind}": value for kind, value in (("learnt", 0.1), ("bicubic", 0.3), ("floor", 0.02))
+    }
+    text = _headline(demo_results(config=build(DemoConfig), faces=faces, summary=distances | numbers))
+    assert said in text
+    assert "<b>3.0 times closer to</b> real LR" in text
+    assert ("no interval" in text) == (numbers == CLOSED)
+
+
+def test_a_demo_draws_the_gap_where_there_is_one(tmp_path, monkeypatch):
+    """At the steps that B, S and Ceiling have in common."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client, runs, drawn = mlflow.MlflowClient(uri), {}, {}
+    curves = {"B": [20, 20, 20], "Classical": [20], "S": [21, 21, 19.5, 30], "Ceiling": [19, 22, 22]}
+    for row, curve in curves.items():
+        runs[row] = client.create_run("0").info.run_id
+        for step, value in enumerate(curve):
+            client.log_metric(runs[row], "watch/psnr_rgb", value, step=step)
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, y, *a, **k: drawn.setdefault(k["label"], (x, y)) and plot(self, x, y, *a, **k)
+    )
+    page = _gap_curves(
+        demo_results(config=build(DemoConfig), runs=runs, tracking_uri=uri, sr_runs={row: row for row in curves})
+    )
+    assert page.count("<svg") == 1
+    assert drawn["PSNR RGB, dB"] == ([1, 2], [50, -25])
+    assert drawn["SSIM Y"] == ([], [])

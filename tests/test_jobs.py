@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import ClassVar
 
 import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import ROOT, Notes
 from facelab.config import JobConfig, build, parse
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.tensors import load_pairs
+from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
-from facelab.experiments.demo import DEMO, DemoConfig, demo_steps
+from facelab.experiments.demo import DEMO, PRETRAIN_STEPS, ROW_STEPS, DemoConfig, comparisons, demo_steps
 from facelab.experiments.steps import Step, run_steps
 from facelab.job import Job
 from facelab.metrics import degradation_distances
+from facelab.metrics.protocol import metric_names
 from facelab.samples.sets import SampleFacesConfig, make_sample_sets
 from facelab.synthesis.job import SYNTHESIZE, SynthesizeConfig, load_degrader
 from facelab.training.config import TrainConfig
@@ -113,29 +118,108 @@ def test_demo_end_to_end(ray_local, tmp_path, monkeypatch):
         expected = degradation_distances(images, truth.lr)
         assert {name: summary[f"{name}_{kind}"] for name in expected} == pytest.approx(expected)
     assert summary["degradation_distance_floor"] < summary["degradation_distance_bicubic"]
+
+    # The ceiling's pairs: the training faces, of the same splits, with LR of their own.
+    sharp, true = load_faces(str(tmp_path / "faces" / "hr"), 64), load_pairs(str(tmp_path / "faces" / "true"))
+    assert (true.ids, true.hr_ids, true.splits) == ([f"{i}#0" for i in sharp.ids], sharp.ids, sharp.splits)
+    assert torch.equal(true.hr, sharp.images)
+    assert summary["n_test"] == len(truth) == 8
+    # What rows of the table are compared by, flat.
+    for row in ("bicubic", "b", "classical", "s", "ceiling"):
+        own = json.loads((tmp_path / "evaluation" / row / "summary.json").read_text())
+        assert {f"{name}_{row}": own[name] for name in metric_names(own)}.items() <= summary.items()
+    assert summary["s_minus_b_psnr_rgb"] == pytest.approx(summary["psnr_rgb_s"] - summary["psnr_rgb_b"])
+    assert not [name for name in summary if name.endswith(("_low", "_high"))]  # of eight faces
+    # Rows differ in nothing but their pairs.
+    settings = [yaml.safe_load((tmp_path / "sr" / row / "config.yaml").read_text()) for row in ("b", "s", "ceiling")]
+    differing = {key for key in settings[0] if len({str(values[key]) for values in settings}) > 1}
+    assert differing == {"hr", "pairs", "output", "register_as"}
+    pretrained = yaml.safe_load((tmp_path / "pretrained" / "config.yaml").read_text())
+    assert settings[0]["init_from"] == pretrained["output"]
+
     page = (tmp_path / "report.html").read_text()
-    # LR: sharp, bicubic, learnt, true, real; SR: input, bicubic and four networks, with truth and without.
-    assert page.count("data:image/png;base64") == 5 + 7 + 6
+    # LR: sharp, bicubic, classical, learnt, true, real; SR: input, bicubic and four networks, with truth and without.
+    assert page.count("data:image/png;base64") == 6 + 7 + 6
+    assert page.count("<svg") == 2
     assert not re.search(r'(src|href)="(?!data:|#)', page)  # self-contained
     assert json.loads((tmp_path / "summary.json").read_text())["mlflow_run_id"] == summary["mlflow_run_id"]
     assert (tmp_path / "mlflow.db").exists()
 
     # Again, as if it had been interrupted in a training: that goes on, what came before stays.
-    (tmp_path / "attentive-s" / "summary.json").unlink()
-    settings = tmp_path / "pairs" / "config.yaml"
+    (tmp_path / "sr" / "s" / "summary.json").unlink()
+    settings = tmp_path / "pairs" / "stylevae" / "config.yaml"
     settings.write_text(yaml.safe_dump(yaml.safe_load(settings.read_text())))  # the same, in another order
-    before = (tmp_path / "pairs" / "summary.json").stat().st_mtime_ns
+    before = (tmp_path / "pairs" / "stylevae" / "summary.json").stat().st_mtime_ns
     again = DEMO.run(config)
     kept = [name for name in summary if not name.startswith(("seconds", "mlflow"))]
     assert [again[name] for name in kept] == [summary[name] for name in kept]
-    assert (tmp_path / "pairs" / "summary.json").stat().st_mtime_ns == before
+    assert (tmp_path / "pairs" / "stylevae" / "summary.json").stat().st_mtime_ns == before
 
 
 def test_the_demo_hands_its_gpus_to_its_trainings(tmp_path):
     for gpu in (None, False, True):
         steps = demo_steps(build(DemoConfig, output=str(tmp_path), gpu=gpu), "sqlite:///x")
         trainings = [step.config for step in steps if isinstance(step.config, TrainConfig)]
-        assert [training.compute.gpu for training in trainings] == [gpu] * 5
+        assert [training.compute.gpu for training in trainings] == [gpu] * 6
+
+
+def trainings(**values) -> dict[str, TrainConfig]:
+    steps = demo_steps(build(DemoConfig, output="out", **values), "sqlite:///x")
+    return {step.folder: step.config for step in steps if isinstance(step.config, TrainConfig)}
+
+
+def test_the_demos_trainings_have_the_steps_of_its_preset():
+    for preset in ("debug", "demo"):
+        found = {folder: config.max_steps for folder, config in trainings(preset=preset).items()}
+        rows = dict.fromkeys(("sr/b", "sr/classical", "sr/s", "sr/ceiling"), ROW_STEPS[preset])
+        assert found == {"stylevae": found["stylevae"], "pretrained": PRETRAIN_STEPS[preset], **rows}
+    paper = trainings(preset="paper")
+    assert {(config.epochs, config.max_steps) for folder, config in paper.items() if folder != "stylevae"} == {
+        (50, None)
+    }
+    assert {config.max_steps for config in trainings(preset="demo", max_steps=7).values()} == {7}
+
+
+def test_of_own_faces_nobody_knows_the_ceiling():
+    own = trainings(hr="a", lr="b", test="c", real="d")
+    assert list(own) == ["stylevae", "pretrained", "sr/b", "sr/classical", "sr/s"]
+    drawn = trainings()
+    assert list(drawn) == [*own, "sr/ceiling"]
+    for row in ("sr/b", "sr/classical", "sr/s"):
+        assert drawn[row].watch.endswith("/out/faces/test")
+        assert own[row].watch is None
+
+
+def test_a_demo_compares_its_rows_image_by_image(tmp_path):
+    """S has closed half of a gap of 2 dB; in SSIM the ceiling is below B, so that there is none."""
+    config = build(DemoConfig, output=str(tmp_path))
+    rng = np.random.default_rng(0)
+    b, noise = rng.normal(25, 2, 60), rng.normal(0, 0.1, 60)
+    values = {"B": (b, 0.5), "Classical": (b - 1, 0.5), "S": (b + 1 + noise, 0.6), "Ceiling": (b + 2, 0.4)}
+    for row, (psnr, ssim) in values.items():
+        columns = {"role": ["test"] * 60, "id": [f"{i}#0" for i in range(60)], "psnr_rgb": psnr, "ssim_y": [ssim] * 60}
+        (tmp_path / "evaluation" / row.lower()).mkdir(parents=True)
+        pq.write_table(pa.table(columns), tmp_path / "evaluation" / row.lower() / "per_image.parquet")
+    distances = {"B": 10.0, "Classical": 9.0, "S": 7.0, "Ceiling": 6.0}
+    table = {row: {"lr_kind": "pairs", "fd_x": fd, "protocol_fd_x": ""} for row, fd in distances.items()}
+    found = comparisons(config, table)
+    assert found["gap_closed_psnr_rgb"] == pytest.approx(0.5 + noise.mean() / 2)
+    assert (
+        0.45
+        < found["gap_closed_psnr_rgb_low"]
+        < found["gap_closed_psnr_rgb"]
+        < found["gap_closed_psnr_rgb_high"]
+        < 0.55
+    )
+    assert found["gap_closed_fd_x"] == 0.75
+    assert found["s_minus_classical_psnr_rgb"] == pytest.approx(2 + noise.mean())
+    assert found["s_minus_b_psnr_rgb_low"] < found["s_minus_b_psnr_rgb"] < found["s_minus_b_psnr_rgb_high"]
+    assert found["s_minus_b_ssim_y"] == pytest.approx(0.1)
+    assert not [name for name in found if name.startswith(("gap_closed_ssim", "gap_closed_fd_x_"))]
+
+    own = build(DemoConfig, output=str(tmp_path), hr="a", lr="b", test="c", real="d")
+    left = comparisons(own, {row: numbers for row, numbers in table.items() if row != "Ceiling"})
+    assert left == {name: value for name, value in found.items() if name.startswith("s_minus")}
 
 
 class ToyConfig(JobConfig):
@@ -240,6 +324,8 @@ def test_real_faces(ray_local, tmp_path, real_faces):
         real=str(real_faces / "lr_wider" / "test"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
     )  # fmt: skip
     summary = DEMO.run(config)
+    assert not [name for name in summary if "ceiling" in name or "gap_closed" in name]
+    assert "eiling" not in (tmp_path / "report.html").read_text()
     assert (summary["n_test"], summary["n_real"]) == (70, 137)
     # As measured before; nothing of it is trained.
     assert summary["degradation_distance_bicubic"] == pytest.approx(0.122, abs=1e-3)

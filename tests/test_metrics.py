@@ -1,5 +1,6 @@
 """Metrics against scikit-image, closed forms and definitions."""
 
+import dataclasses
 import json
 import math
 import pickle
@@ -15,6 +16,7 @@ from facelab.metrics import (
     paired_difference,
     psnr,
     radial_spectrum,
+    share_of_gap,
     ssim,
 )
 from facelab.metrics.catalogue import metric
@@ -269,6 +271,68 @@ def test_paired_difference_sees_what_two_intervals_do_not():
     assert (variants.low, variants.high) == pytest.approx((difference.low, difference.high))
 
 
+def three_models(gap: float, count: int = 200, closed: float = 0.6) -> list[dict[str, float]]:
+    """Values of s, b and a ceiling that is `gap` dB above b, of which s has closed a part: faces differ by 3 dB, models
+    by less."""
+    rng = np.random.default_rng(3)
+    b = rng.normal(25, 3, count)
+    gaps = rng.normal(gap, 0.4, count)
+    s = b + closed * gaps + rng.normal(0, 0.3, count)
+    return [{str(i): float(value) for i, value in enumerate(values)} for values in (s, b, b + gaps)]
+
+
+def bootstrapped_shares(s: np.ndarray, b: np.ndarray, ceiling: np.ndarray) -> np.ndarray:
+    """The plain bootstrap: as many faces, drawn with replacement, 20 000 times."""
+    drawn = np.random.default_rng(0).integers(len(s), size=(20_000, len(s)))
+    return (s - b)[drawn].sum(1) / (ceiling - b)[drawn].sum(1)
+
+
+@pytest.mark.parametrize(("gap", "closed"), [(1.0, 0.6), (0.5, -0.3), (0.15, 1.2)])
+def test_the_share_of_a_gap_is_a_plain_bootstraps(gap, closed):
+    """Within the noise of 1000 replicates; models differ far less than faces, and the interval knows."""
+    models = three_models(gap, closed=closed)
+    s, b, ceiling = (np.array(list(model.values())) for model in models)
+    share = share_of_gap(*models)
+    assert share.mean == pytest.approx((s.mean() - b.mean()) / (ceiling.mean() - b.mean()))
+    assert share.n == 200
+    low, high = np.quantile(bootstrapped_shares(s, b, ceiling), (0.025, 0.975))
+    assert share.low < share.mean < share.high
+    assert (share.low, share.high) == pytest.approx((low, high), abs=0.12 * (high - low))
+
+
+def test_the_share_of_a_gap_pairs_images_and_faces():
+    models = three_models(1.0)
+    share = share_of_gap(*models)
+    assert share_of_gap(models[1], *models[1:]) == dataclasses.replace(share, mean=0, low=0, high=0)
+    assert share_of_gap(models[2], *models[1:]) == dataclasses.replace(share, mean=1, low=1, high=1)
+    more = [model | {f"of {k} alone": 99.0, "infinite": math.inf} for k, model in enumerate(models)]
+    assert share_of_gap(*more) == share
+    # Four variants of each face say no more than one.
+    four = [{f"{i}#{k}": value for i, value in model.items() for k in range(4)} for model in models]
+    variants = share_of_gap(*four, face_of=face_of)
+    assert (variants.low, variants.high, variants.n) == (pytest.approx(share.low), pytest.approx(share.high), 800)
+    assert share_of_gap(*models, seed=1).low != share.low
+    assert share_of_gap({}, {}, {}) is None
+
+
+def test_a_gap_that_may_be_none_has_no_finite_share():
+    """About 0: a share without an interval; below 0: none, though two negatives would make a positive one."""
+    assert share_of_gap(*three_models(-1.0)) is None
+    models = three_models(0.02)  # 0.7 standard errors
+    assert sum(models[2].values()) > sum(models[1].values())
+    share = share_of_gap(*models)
+    assert (share.low, share.high) == (None, None)
+    same = dict.fromkeys(models[0], 1.0)
+    assert share_of_gap(models[0], same, same) is None
+    # Near the edge, where some replicates have no gap: wide, never inverted.
+    widths = []
+    for gap in (0.2, 0.1, 0.08):
+        share = share_of_gap(*three_models(gap))
+        assert share.low < share.mean < share.high
+        widths.append(share.high - share.low)
+    assert widths == sorted(widths)
+
+
 def face_of(identifier: str) -> str:
     return identifier.rpartition("#")[0]
 
@@ -288,6 +352,9 @@ def test_a_handful_of_faces_has_no_interval(faces):
         assert one_less is None or one_less.low is None
     difference = paired_difference(values, dict.fromkeys(values, 0.0), face_of=face_of)
     assert (difference.low is None, difference.high is None) == (faces < LEAST_FACES,) * 2
+    less, more = ({i: value + k for i, value in values.items()} for k in (-1, 1))
+    share = share_of_gap(values, less, more, face_of=face_of)
+    assert (share.mean, share.low is None, share.high is None) == (0.5, *(faces < LEAST_FACES,) * 2)
 
 
 def test_a_bootstrap_does_not_grow():

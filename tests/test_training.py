@@ -16,10 +16,13 @@ import ray.train
 import torch
 from conftest import ROOT, Notes
 from facelab.config import build
-from facelab.data.tensors import load_faces
+from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import StoreError, UsageError
+from facelab.metrics import psnr
+from facelab.synthesis.job import SynthesizeConfig, synthesize
 from facelab.tracking.registry import fetched_model
 from facelab.trained import checkpoint, store
+from facelab.trained.apply import super_resolve
 from facelab.training.context import LocalContext
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.job import TRAIN_DEGRADER, TRAIN_SR
@@ -30,6 +33,7 @@ from facelab.training.stylevae import StyleVAEStage
 from facelab.training.update import Update
 from safetensors.torch import load_file
 
+from models import build_sr
 from models.resize import resize
 
 
@@ -118,6 +122,36 @@ def test_a_run_wrapped_up_at_its_checkpoint_gives_the_weights_of_that(model, tmp
         if stop == 2 or model == "srgan":
             assert found["best_step"] == stop
             assert_equal(weights_of(out), average)
+
+
+def test_watched_pairs_are_logged_and_change_nothing(ray_local, tmp_path, hr_folder):
+    """The same weights and the same best epoch with and without them; wrong ones are told before training."""
+    pairs = [str(tmp_path / name) for name in ("train", "watched", "large")]
+    for place, options in zip(pairs, ({"degrader": "bicubic"}, {"degrader": "classical"},
+                                      {"degrader": "bicubic", "hr_size": 32}), strict=True):  # fmt: skip
+        synthesize(build(SynthesizeConfig, hr=str(hr_folder), output=place, **options))
+    notes, found = {name: Notes() for name in ("alone", "watching")}, {}
+    for name, options in (("alone", {}), ("watching", {"watch": pairs[1]})):
+        options |= {"preset": "debug", "model": "attentive", "pairs": pairs[0], "max_steps": 16}
+        config = build(TrainSRConfig, output=str(tmp_path / name), **options)
+        found[name] = run_training(config, lambda: notes[name])  # noqa: B023
+    assert config.inputs() == [(pairs[0], "pairs"), (pairs[1], "pairs")]
+    assert_equal(weights_of(tmp_path / "alone"), weights_of(tmp_path / "watching"))
+    assert found["alone"].items() <= found["watching"].items()
+    values = notes["watching"].values
+    assert {name for name in values if "watch" in name} == {"watch/psnr_rgb", "watch/ssim_y"}
+    assert [step for step, _ in values["watch/ssim_y"]] == [step for step, _ in values["val/psnr_rgb"]] == [13, 16]
+    assert "watch/psnr_rgb" not in notes["alone"].values
+    last = checkpoint.newest(str(tmp_path / "watching" / "checkpoints"))
+    network = build_sr("attentive", 4, **config.network_options).eval()
+    network.load_state_dict(
+        {k.removeprefix("average.module."): v for k, v in last.networks.items() if k.startswith("average.module.")}
+    )
+    truth = load_pairs(pairs[1])
+    expected = float(psnr(super_resolve(network, truth.lr), truth.hr).mean())
+    assert values["watch/psnr_rgb"][-1][1] == pytest.approx(expected, abs=1e-9)
+    with pytest.raises(UsageError, match="large: pairs are 8 -> 32 px"):
+        run_training(sr_config(hr_folder, tmp_path / "no", watch=pairs[2]), Notes)
 
 
 def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):

@@ -1,6 +1,7 @@
-"""The whole pipeline in one go: faces, styleVAE, synthesis, four SR trainings, evaluation, report."""
+"""The whole pipeline in one go: faces, styleVAE, synthesis, one SR network on four kinds of pairs, numbers, report."""
 
-import json
+import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,14 +13,19 @@ from facelab.config import SizedConfig, Uri, build
 from facelab.data.faces import MIN_SIDE, FacesConfig, LimitsConfig
 from facelab.data.prepare import PREPARE, PrepareConfig
 from facelab.data.tensors import load_faces, load_pairs
+from facelab.evaluation.rows import face_of
 from facelab.evaluation.run import EVALUATE
 from facelab.experiments.steps import Step, run_steps
 from facelab.job import Job
-from facelab.metrics import degradation_distances, frechet_distance
+from facelab.metrics import degradation_distances, frechet_distance, paired_difference, share_of_gap
 from facelab.metrics.features import FeatureConfig, Features
+from facelab.metrics.intervals import Interval
+from facelab.metrics.number import Number
 from facelab.metrics.protocol import metric_names
-from facelab.reports.demo import DemoResults, demo_report
+from facelab.reports.demo import COMPARED, DemoResults, demo_report, distance_names
+from facelab.reports.report import per_image
 from facelab.samples.sets import SAMPLE_FACES
+from facelab.synthesis.classical import Classical
 from facelab.synthesis.job import SYNTHESIZE
 from facelab.training.config import TrainConfig
 from facelab.training.job import TRAIN_DEGRADER, TRAIN_SR
@@ -28,14 +34,12 @@ from models.resize import resize
 if TYPE_CHECKING:
     from facelab.tracking.runs import JobRun
 
-# Row of the table -> (model, LR of its training pairs); B is bicubic, S styleVAE, as in the paper's Table 2.
-SR_RUNS = {
-    "SRCNN-B": ("srcnn", "bicubic"),
-    "SRCNN-S": ("srcnn", "stylevae"),
-    "Attentive-B": ("attentive", "bicubic"),
-    "Attentive-S": ("attentive", "stylevae"),
-}
-ROWS = ("bicubic", *SR_RUNS)
+NETWORK = "attentive"
+"""Of every row, so that rows differ in nothing but their training pairs."""
+PRETRAIN_STEPS = {"debug": 4, "demo": 300, "paper": None}
+"""Of the network that all rows start from, on bicubic pairs; by preset, None: the whole recipe."""
+ROW_STEPS = {"debug": 4, "demo": 400, "paper": None}
+"""Of each row after that."""
 _HR_SIZE = SizedConfig.model_fields["hr_size"].default  # of every step
 
 
@@ -88,15 +92,32 @@ class DemoConfig(LimitsConfig):
 
 
 def demo_faces(config: DemoConfig) -> dict[str, str]:
-    """URIs of hr, lr, test_hr, real, and, where it is known, of the test set with true LR."""
+    """URIs of hr, lr, test_hr, real, and, where it is known, of the pairs with true LR: test, and true of hr."""
     if config.hr is None:
-        return {name: storage.join(config.output, "faces", name) for name in ("hr", "lr", "test", "test_hr", "real")}
+        names = ("hr", "lr", "test", "test_hr", "real", "true")
+        return {name: storage.join(config.output, "faces", name) for name in names}
     return {name: storage.join(config.output, "prepared", name) for name in ("hr", "lr", "test_hr", "real")}
+
+
+def row_pairs(config: DemoConfig) -> dict[str, dict[str, str]]:
+    """SR row of the table -> the option of train_sr that names its pairs. B is bicubic, S styleVAE, as in the paper's
+    Table 2; Ceiling, the true degradation, is there for drawn faces alone: of others nobody knows it."""
+    faces, made = demo_faces(config), partial(storage.join, config.output, "pairs")
+    rows = {"B": {"hr": faces["hr"]}, "Classical": {"pairs": made("classical")}, "S": {"pairs": made("stylevae")}}
+    return rows | ({"Ceiling": {"pairs": faces["true"]}} if "true" in faces else {})
+
+
+def row_folders(config: DemoConfig) -> dict[str, str]:
+    """SR row -> folder of its training."""
+    return {row: f"sr/{row.lower()}" for row in row_pairs(config)}
 
 
 def demo_steps(config: DemoConfig, tracking_uri: str) -> list[Step]:
     """Every job of a demo, in order."""
-    faces, pairs = demo_faces(config), storage.join(config.output, "pairs")
+    faces, stylevae, pretrained = (
+        demo_faces(config),
+        *(storage.join(config.output, n) for n in ("stylevae", "pretrained")),
+    )
     steps: list[Step] = []
 
     def add(folder: str, job: Job, **values: Any) -> None:
@@ -104,11 +125,14 @@ def demo_steps(config: DemoConfig, tracking_uri: str) -> list[Step]:
         options |= {"tracking_uri": tracking_uri, "output": storage.join(config.output, folder)}
         if issubclass(job.config, TrainConfig):
             options |= {"workers": config.workers, "compute": {"gpu": config.gpu}}
-            options |= {"max_steps": config.max_steps} if config.max_steps else {}
         options |= {name: True for name in ("resume", "overwrite") if name in job.config.model_fields}
         if issubclass(job.config, FacesConfig):
             options["allow_enlarged"] = config.allow_enlarged
         steps.append(Step(folder, job, build(job.config, **options | values)))
+
+    def limit(steps: int | None) -> dict[str, int]:
+        most = config.max_steps or steps
+        return {"max_steps": most} if most else {}
 
     if config.hr is None:
         add("faces", SAMPLE_FACES)
@@ -119,17 +143,26 @@ def demo_steps(config: DemoConfig, tracking_uri: str) -> list[Step]:
         ):  # fmt: skip
             least = MIN_SIDE if config.allow_enlarged else least
             add(f"prepared/{name}", PREPARE, input=own, min_side=least, max_rejected=config.max_rejected)
-    add("stylevae", TRAIN_DEGRADER, model="stylevae", hr=faces["hr"], lr=faces["lr"])
-    for folder, hr in (("pairs", faces["hr"]), ("test_pairs", faces["test_hr"])):
-        add(folder, SYNTHESIZE, hr=hr, lr=faces["lr"], degrader=storage.join(config.output, "stylevae"))
-    for name, (model, kind) in SR_RUNS.items():
-        source = {"hr": faces["hr"]} if kind == "bicubic" else {"pairs": pairs}
-        add(name.lower(), TRAIN_SR, model=model, register_as=f"facelab-{name.lower()}", **source)
+    add("stylevae", TRAIN_DEGRADER, model="stylevae", hr=faces["hr"], lr=faces["lr"], **limit(None))
+    add("pairs/classical", SYNTHESIZE, hr=faces["hr"], degrader="classical")
+    for folder, hr in (("pairs/stylevae", faces["hr"]), ("test_pairs", faces["test_hr"])):
+        add(folder, SYNTHESIZE, hr=hr, lr=faces["lr"], degrader=stylevae)
+    name, folders = f"facelab-{NETWORK}", row_folders(config)
+    add("pretrained", TRAIN_SR, model=NETWORK, hr=faces["hr"], register_as=f"{name}-pretrained",
+        **limit(PRETRAIN_STEPS[config.preset]))  # fmt: skip
+    watch = {"watch": faces["test"]} if "test" in faces else {}
+    for row, pairs in row_pairs(config).items():
+        options = pairs | watch | limit(ROW_STEPS[config.preset])
+        add(folders[row], TRAIN_SR, model=NETWORK, init_from=pretrained, register_as=f"{name}-{row.lower()}", **options)
     sets = {"test": _test_set(config), "real": faces["real"], "reference": faces["hr"]}
-    for name in ROWS:
-        model = name if name == "bicubic" else storage.join(config.output, name.lower())
-        add(f"evaluation/{name.lower()}", EVALUATE, model=model, **sets)
+    for row, folder in {"bicubic": None, **folders}.items():
+        model = storage.join(config.output, folder) if folder else row
+        add(_evaluation(row), EVALUATE, model=model, **sets)
     return steps
+
+
+def _evaluation(row: str) -> str:
+    return f"evaluation/{row.lower()}"
 
 
 def _test_set(config: DemoConfig) -> str:
@@ -138,7 +171,7 @@ def _test_set(config: DemoConfig) -> str:
 
 
 def degradation(config: DemoConfig) -> dict[str, float]:
-    """How far learnt and bicubic LR of the test faces are from true LR, beside the floor (Table 3's question).
+    """How far learnt, bicubic and classical LR of the test faces are from true LR, and the floor (Table 3's question).
 
     True LR is that of the very same faces where it is known, else the real faces; the floor compares two sets of
     true LR of other identities.
@@ -151,7 +184,8 @@ def degradation(config: DemoConfig) -> dict[str, float]:
         truth, other = load_faces(faces["real"], size).images, load_faces(faces["lr"], size).images
     f = config.features
     features = Features(f)
-    candidates = {"learnt": learnt.lr, "bicubic": resize(learnt.hr, size), "floor": other}
+    classical, _ = Classical(learnt.hr.shape[-1] // size, config.seed).degrade(learnt.hr, learnt.hr_ids, 0)
+    candidates = {"learnt": learnt.lr, "bicubic": resize(learnt.hr, size), "classical": classical, "floor": other}
     numbers: dict[str, float] = {}
     for name, images in candidates.items():
         values = degradation_distances(images, truth)
@@ -162,20 +196,50 @@ def degradation(config: DemoConfig) -> dict[str, float]:
     return numbers
 
 
+def comparisons(config: DemoConfig, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """What S gains over B and Classical, image by image, and how much it closes of the gap between B and the ceiling:
+    (S − B) / (Ceiling − B), left out where there is no ceiling, or it is no better than B.
+
+    The gap of a Fréchet distance has no interval: an evaluation keeps that of each row, but not how far the distances
+    of three rows on the same faces go up and down together, which is what a ratio's depends on.
+    """
+    values = {row: per_image(storage.join(config.output, _evaluation(row))) for row in row_pairs(config)}
+    how = {"seed": config.seed, "face_of": partial(face_of, str(table["S"]["lr_kind"]))}
+    found: dict[str, Any] = {}
+
+    def take(name: str, interval: Interval | None) -> None:
+        if interval is not None:
+            found.update(Number(interval.mean, low=interval.low, high=interval.high).flat(name))
+
+    for name in COMPARED:
+        of = {row: numbers.get(name, {}) for row, numbers in values.items()}
+        take(f"s_minus_b_{name}", paired_difference(of["S"], of["B"], **how))
+        take(f"s_minus_classical_{name}", paired_difference(of["S"], of["Classical"], **how))
+        if "Ceiling" in of:
+            take(f"gap_closed_{name}", share_of_gap(of["S"], of["B"], of["Ceiling"], **how))
+    if "Ceiling" in table:
+        for name in distance_names(table["S"]):
+            s, b, ceiling = (Number.of(name, table[row]).value for row in ("S", "B", "Ceiling"))
+            if ceiling < b and math.isfinite(s):
+                found[f"gap_closed_{name}"] = (b - s) / (b - ceiling)
+    return found
+
+
 def run_demo(config: DemoConfig, run: "JobRun") -> dict[str, Any]:
     """Run every step and write OUTPUT/report.html; returns the summary."""
     with ray_session():  # one for all steps
         done = run_steps(demo_steps(config, run.uri), run.id)
     summary: dict[str, Any] = dict(degradation(config))
-    table = {name: done[f"evaluation/{name.lower()}"].summary for name in ROWS}
-    for name, numbers in table.items():
-        for metric in metric_names(numbers):
-            summary[f"{metric}_{name.lower().replace('-', '_')}"] = numbers[metric]
+    folders = row_folders(config)
+    table = {row: done[_evaluation(row)].summary for row in ("bicubic", *folders)}
+    for row, numbers in table.items():
+        summary |= {f"{metric}_{row.lower()}": numbers[metric] for metric in metric_names(numbers)}
+    summary |= comparisons(config, table)
     summary |= {"n_test": table["bicubic"]["n"], "n_real": table["bicubic"]["n_real"]}
     summary |= {f"seconds_{folder.replace('/', '_')}": round(each.seconds, 1) for folder, each in done.items()}
     runs, seconds = {k: d.run_id for k, d in done.items()}, {k: d.seconds for k, d in done.items()}
     results = DemoResults(
-        config, demo_faces(config), _test_set(config), table, summary, runs, seconds, run.uri, list(SR_RUNS)
+        config, demo_faces(config), _test_set(config), table, summary, runs, seconds, run.uri, folders
     )
     page, place = demo_report(results), storage.join(config.output, "report.html")
     storage.write_text(place, page)
@@ -186,8 +250,10 @@ def run_demo(config: DemoConfig, run: "JobRun") -> dict[str, Any]:
 
 def demo_plan(config: DemoConfig) -> str:
     source = f"{config.hr}, {config.lr}, {config.test} and {config.real}" if config.hr else "sample faces"
-    stages = json.dumps(list(SR_RUNS))
-    steps = f"train a styleVAE, synthesise pairs, train {stages}, evaluate"
+    rows = ", ".join(row_pairs(config))
+    steps = (
+        f"train a styleVAE, synthesise pairs, train {NETWORK} on bicubic pairs and go on from there as {rows}, evaluate"
+    )
     return f"take {source}; {steps}; write {config.output}/report.html"
 
 

@@ -2,7 +2,7 @@
 
 from facelab.metrics.degradation import degradation_distances, radial_spectrum
 from facelab.metrics.frechet import FrechetDistance, frechet_distance
-from facelab.metrics.intervals import paired_difference
+from facelab.metrics.intervals import paired_difference, share_of_gap
 from facelab.metrics.kid import kid
 from facelab.metrics.psnr_ssim import psnr, ssim
 
@@ -14,5 +14,6 @@ __all__ = [
     "paired_difference",
     "psnr",
     "radial_spectrum",
+    "share_of_gap",
     "ssim",
 ]

@@ -63,9 +63,9 @@ def svg(figure: Figure) -> str:
 
 _PAGE = """<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>{title}</title><style>
-body{{font:16px/1.5 system-ui,sans-serif;max-width:1120px;margin:2rem auto;padding:0 1rem;color:#1c2430}}
+body{{font:16px/1.5 system-ui,sans-serif;max-width:1360px;margin:2rem auto;padding:0 1rem;color:#1c2430}}p,ul{{max-width:70rem}}
 h1{{margin-bottom:0}}h2{{margin-top:2.4rem;border-bottom:1px solid #dde3ea;padding-bottom:.2rem}}.lead{{font-size:1.1rem}}
-.verdict{{background:#eef6f0;border-left:4px solid #3a9a5b;padding:.7rem 1rem}}.note{{color:#66707c;font-size:.9rem}}
+.verdict{{background:#eef6f0;border-left:4px solid #3a9a5b;padding:.7rem 1rem}}.note{{color:#66707c;font-size:.9rem}}.look{{font-style:italic}}
 .row{{display:flex;align-items:center;margin:2px 0}}.row span{{flex:0 0 150px;font-size:.9rem;color:#47515d}}
 .row img{{max-width:calc(100% - 150px);image-rendering:pixelated}}.pictures,.wide{{overflow-x:auto}}
 table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.3rem .9rem;border-bottom:1px solid #e3e8ee;text-align:right}}

@@ -195,7 +195,7 @@ def _result(name: str, folder: str | None, uri: str, summary: dict[str, Any]) ->
             raise TypeError("n and n_real count images")
         if folder is None:
             return Result(Row(name, summary), {}, {})
-        return Result(Row(name, summary, _protocols_of(folder, uri)), _per_image(folder), _pictures(folder))
+        return Result(Row(name, summary, _protocols_of(folder, uri)), per_image(folder), _pictures(folder))
     except (KeyError, TypeError, ValueError, OverflowError, pa.ArrowException) as error:
         said = f"{type(error).__name__}: {error}"[:200]
         raise UsageError(f"{uri}: not what jobs.evaluate writes ({said}): evaluate again") from error
@@ -209,7 +209,8 @@ def _protocols_of(folder: str, uri: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _per_image(folder: str) -> dict[str, dict[str, float]]:
+def per_image(folder: str) -> dict[str, dict[str, float]]:
+    """Metric -> id -> value, of the test faces of an evaluation for which it is defined; none where it kept none."""
     place = storage.join(folder, "per_image.parquet")
     if not storage.exists(place):
         return {}

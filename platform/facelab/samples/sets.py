@@ -1,5 +1,6 @@
-"""Shard sets of sample faces: unpaired HR and real-world-like LR, a paired test set whose truth is known, and more of
-that LR to tell how far two sets of the same kind are from each other."""
+"""Shard sets of sample faces: unpaired HR and real-world-like LR, a paired test set whose truth is known, more of that
+LR to tell how far two sets of the same kind are from each other, and what nobody has of the real world: the training
+faces paired with their true LR."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,15 +28,18 @@ from facelab.seeding import seed_for
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from facelab.tracking.runs import JobRun
 
-# No identity is in two sets.
+# No identity is in two of these.
 _FIRST_IDENTITY = {"hr": 0, "lr": 10_000_000, "test": 20_000_000, "real": 30_000_000}
-_SETS = (*_FIRST_IDENTITY, "test_hr")
+_SAME_FACES = {"test_hr": "test", "true": "hr"}  # set -> the one whose faces it has, ids and splits with them
+_SETS = (*_FIRST_IDENTITY, *_SAME_FACES)
+_PAIRS = ("test", "true")
 _FACES_PER_UNIT = 100
 _SOURCE = "sample faces"
 
 
 class SampleFacesConfig(SizedConfig):
-    """Draw sample faces: hr and lr to train on, test pairs with known truth (test_hr: their sharp side), real LR."""
+    """Draw sample faces: hr and lr to train on, test pairs with known truth (test_hr: their sharp side), real LR; true:
+    hr with its true LR, for the ceiling of a demo alone."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "debug": {"n_hr": 60, "n_lr": 60, "n_test": 8, "n_real": 8},
@@ -67,7 +71,7 @@ class SampleFacesConfig(SizedConfig):
 def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> dict[str, Any]:
     """Do the job, with a contact sheet beside the sets; returns its summary."""
     counts = {"hr": config.n_hr, "lr": config.n_lr, "test": config.n_test, "real": config.n_real}
-    sets = counts | {"test_hr": config.n_test}
+    sets = counts | {name: counts[same] for name, same in _SAME_FACES.items()}
     summary: dict[str, Any] = {}
     with ray_session():  # one for all sets
         for name in sets:  # before the first is drawn: sets of two runs must not lie side by side
@@ -75,7 +79,7 @@ def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> 
         for name, count in sets.items():
             place = storage.join(config.output, name)
             units = _units(name, count)
-            kind, schema = ("pairs", shards.PAIR_SCHEMA) if name == "test" else ("faces", shards.FACE_SCHEMA)
+            kind, schema = ("pairs", shards.PAIR_SCHEMA) if name in _PAIRS else ("faces", shards.FACE_SCHEMA)
             fill(place, schema, units, partial(_draw, config, name))
             totals = shards.settle(place, [unit.name for unit in units])
             manifest = shards.finish_set(place, kind, totals, {"recipe": "sample", "seed": config.seed})
@@ -94,18 +98,18 @@ class _DrawnUnit(Unit):
 
 def _units(name: str, count: int) -> list[_DrawnUnit]:
     """A hundred faces each."""
-    sharp, ending = ("test", "") if name == "test_hr" else (name, "#0" if name == "test" else "")
+    drawn, ending = _SAME_FACES.get(name, name), "#0" if name in _PAIRS else ""
     units = []
     for part in chunks(range(count), _FACES_PER_UNIT):
-        items = tuple(Item(f"{sharp}{i:06d}{ending}", "") for i in part)
-        units.append(_DrawnUnit(_SOURCE, "drawn", items, _FIRST_IDENTITY[sharp] + part[0]))
+        items = tuple(Item(f"{drawn}{i:06d}{ending}", "") for i in part)
+        units.append(_DrawnUnit(_SOURCE, "drawn", items, _FIRST_IDENTITY[drawn] + part[0]))
     return units
 
 
 def _draw(config: SampleFacesConfig, name: str, unit: _DrawnUnit) -> Iterator[Row]:
     for place, item in enumerate(unit.items):
         face, low = _face_and_lr(config, unit.first_identity + place)
-        if name == "test":
+        if name in _PAIRS:
             hr_id = item.name.removesuffix("#0")
             yield dict(
                 id=item.name, hr_id=hr_id, variant=0, hr=encode_png(face), lr=encode_png(low), style_mode="none",
@@ -131,7 +135,8 @@ def _face_and_lr(config: SampleFacesConfig, identity: int) -> tuple[np.ndarray, 
 
 def sample_faces_plan(config: SampleFacesConfig) -> str:
     total = config.n_hr + config.n_lr + config.n_test + config.n_real
-    return f"draw {total} faces of {config.hr_size} px into {config.output}/hr, /lr, /test and /real"
+    same = ", ".join(f"/{name} of those of /{same}" for name, same in _SAME_FACES.items())
+    return f"draw {total} faces of {config.hr_size} px into {config.output}/hr, /lr, /test and /real; {same}"
 
 
 SAMPLE_FACES = Job("sample_faces", SampleFacesConfig, make_sample_sets, sample_faces_plan)

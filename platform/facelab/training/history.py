@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from facelab.training.context import Context
+from facelab.training.stage import WATCH
 
 
 class Logger(Protocol):
@@ -43,7 +44,7 @@ class History:
             table = torch.stack([torch.stack([terms[name].float() for name in names]) for _, terms in rows])
             for (at, _), row in zip(rows, self.context.mean(table).cpu().tolist(), strict=True):
                 self.logger.metrics(at, {f"train/{name}": value for name, value in zip(names, row, strict=True)})
-        values = {f"val/{name}": value for name, value in validation.items()}
+        values = {name if name.startswith(WATCH) else f"val/{name}": value for name, value in validation.items()}
         self.logger.metrics(step, values | {"images_per_second": rate, "segment": float(segment)})
         self.logger.flush()
         self.pending, self.began = [], time.perf_counter()

@@ -13,7 +13,7 @@ from facelab.config import REGISTRY, Uri, uri_or, with_options
 from facelab.data.tensors import FaceSet, PairSet, load_faces_for, load_pairs
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
-from facelab.metrics.psnr_ssim import psnr
+from facelab.metrics.psnr_ssim import psnr, ssim
 from facelab.trained import store
 from facelab.trained.apply import super_resolve
 from facelab.trained.weights import build_features
@@ -22,6 +22,7 @@ from facelab.training.batches import batch_indices, cropped, draws, mirrored, tu
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
 from facelab.training.optimiser import build_optimiser
+from facelab.training.stage import WATCH
 from facelab.training.update import Losses, Update
 from models import SR_MODELS, build_sr
 from models.features import FeatureNetwork
@@ -59,6 +60,8 @@ class TrainSRConfig(TrainConfig):
     """Real low-resolution faces: for srgan and bulat, the discriminator is also shown what becomes of them. Ours."""
     init_from: Annotated[str, uri_or(REGISTRY)] | None = None
     """A trained model of the same method to start from, also of another scale (EDSR and RDN: x4 from x2)."""
+    watch: Uri | None = None
+    """Pairs of which every epoch logs watch/psnr_rgb and watch/ssim_y beside val/…; nothing is chosen by them."""
     pixel_loss: Literal["l1", "l2", "sse"] = "l1"
     """l1, l2: mean over pixels; sse: half an image's sum of squares. Of RGB in [-1, 1]; srcnn, vdsr: of Y in [0, 1]."""
     lr_patch_size: int | None = Field(default=None, ge=4)
@@ -79,7 +82,8 @@ class TrainSRConfig(TrainConfig):
 
     def inputs(self) -> list[tuple[str, str]]:
         sources = [(self.pairs, "pairs")] if self.pairs else [(str(self.hr), "faces")]
-        return sources + ([(self.lr, "faces")] if self.lr else [])
+        sources += [(self.lr, "faces")] if self.lr else []
+        return sources + ([(self.watch, "pairs")] if self.watch else [])
 
     @property
     def lr_side(self) -> int:
@@ -150,12 +154,19 @@ class SRStage:
             UsageError: nothing usable there, or too little.
         """
         real_lr = load_faces_for(config, config.lr, sharp=False, progress=progress) if config.lr else None
+        watched = load_pairs(config.watch, progress=progress) if config.watch else None
         if config.pairs:
-            return cls(config, load_pairs(config.pairs, progress=progress), real_lr)
+            return cls(config, load_pairs(config.pairs, progress=progress), real_lr, watched)
         assert config.hr is not None
-        return cls(config, load_faces_for(config, config.hr, sharp=True, progress=progress), real_lr)
+        return cls(config, load_faces_for(config, config.hr, sharp=True, progress=progress), real_lr, watched)
 
-    def __init__(self, config: TrainSRConfig, data: PairSet | FaceSet, real_lr: FaceSet | None = None):
+    def __init__(
+        self,
+        config: TrainSRConfig,
+        data: PairSet | FaceSet,
+        real_lr: FaceSet | None = None,
+        watched: PairSet | None = None,
+    ):
         self.config = config
         self.facts: dict[str, Any] = {"data_hash": data.hash[:16]}
         if isinstance(data, PairSet):
@@ -172,11 +183,12 @@ class SRStage:
             )
         self.held_hr = self.held_hr[: config.validation_images]
         self.held_lr = resize(self.held_hr, config.lr_size) if held_lr is None else held_lr[: len(self.held_hr)]
-        if self.held_hr.shape[-1] != config.hr_size or self.held_lr.shape[-1] != config.lr_size:
-            raise UsageError(
-                f"{config.pairs}: pairs are {self.held_lr.shape[-1]} -> {self.held_hr.shape[-1]} px, but --hr-size "
-                f"{config.hr_size} and --scale {config.scale} want {config.lr_size} -> {config.hr_size} px"
-            )
+        _require_sizes(config, config.pairs, self.held_hr, self.held_lr)
+        self.watched: tuple[torch.Tensor, torch.Tensor] | None = None
+        if watched is not None:
+            self.watched = watched.hr[: config.validation_images], watched.lr[: config.validation_images]
+            _require_sizes(config, config.watch, *self.watched)
+            self.facts |= {"watch_hash": watched.hash[:16], "n_watch": len(self.watched[0])}
         self.real_lr = None if real_lr is None else real_lr.subset("train").images
         if self.real_lr is not None and not len(self.real_lr):
             raise UsageError(
@@ -265,13 +277,19 @@ class SRStage:
         return draws(f"{what}top", size, step, **ranks), draws(f"{what}left", size, step, **ranks)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """psnr_rgb and psnr_y in dB on held-out faces, with the LR kind of the training set."""
+        """psnr_rgb and psnr_y in dB on held-out faces, with the LR kind of the training set; psnr_rgb and ssim_y on the
+        watched pairs, where there are some."""
         assert isinstance(network, Network)
         sr = super_resolve(network.eval(), self.held_lr)
         values = {
             "psnr_rgb": float(psnr(sr, self.held_hr).mean()),
             "psnr_y": float(psnr(sr, self.held_hr, colour="y").mean()),
         }
+        if self.watched is not None:
+            hr, lr = self.watched
+            sr = super_resolve(network, lr)
+            values[f"{WATCH}psnr_rgb"] = float(psnr(sr, hr).mean())
+            values[f"{WATCH}ssim_y"] = float(ssim(sr, hr, colour="y").mean())
         return values | network.diagnostics()
 
     def picture(self, network: nn.Module) -> np.ndarray:
@@ -301,6 +319,14 @@ def start_from(network: nn.Module, config: TrainSRConfig) -> None:
     network.load_state_dict(fitting, strict=False)
     if fresh := sorted(own.keys() - fitting.keys()):  # the upsampler of another scale
         print(f"{config.init_from}: {len(fitting)} of {len(own)} tensors fit; fresh are {', '.join(fresh)}", flush=True)
+
+
+def _require_sizes(config: TrainSRConfig, uri: str | None, hr: torch.Tensor, lr: torch.Tensor) -> None:
+    if (lr.shape[-1], hr.shape[-1]) != (config.lr_size, config.hr_size):
+        raise UsageError(
+            f"{uri}: pairs are {lr.shape[-1]} -> {hr.shape[-1]} px, but --hr-size {config.hr_size} and --scale "
+            f"{config.scale} want {config.lr_size} -> {config.hr_size} px"
+        )
 
 
 def _hr_lr(data: PairSet | FaceSet) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -10,6 +10,9 @@ from facelab.training.config import ComputeConfig
 from facelab.training.context import Context
 from facelab.training.update import Update
 
+WATCH = "watch/"
+"""What the numbers of validate begin with that are logged under their own name, not as val/…, and choose nothing."""
+
 
 class Stage(Protocol):
     """Networks, one step, and how they are judged and shown."""
@@ -34,7 +37,7 @@ class Stage(Protocol):
         ...
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Numbers on held-out images."""
+        """Numbers on held-out images, `selection` among them; on watched ones, see WATCH."""
         ...
 
     def picture(self, network: nn.Module) -> np.ndarray:
