@@ -12,7 +12,7 @@ from models.adain import adaptive_instance_norm
 from models.camera import SETTINGS, START_MEAN, START_SPREAD, Camera
 from models.network import DegraderNetwork
 from models.precision import at_least_float32
-from models.recipe import Recipe
+from models.recipe import Optimiser, Recipe
 from models.resize import resize
 
 
@@ -29,9 +29,10 @@ class StyleVAEConfig:
     use_adain: bool = True
     """AdaIN. Off: the style code is tiled and concatenated to the content features, same depth and width."""
     camera: bool = False
-    """y_LR is x_HR as a camera takes it, whose blur, contrast, noise and JPEG are read off the first entries of the style
-    code, plus what the blocks of G add to it, of which only what is finer than 4 px is kept. So colours, shading and place
-    stay those of x_HR, and there is grain. Ours; the paper shows no such path. See `Camera` and `StyleVAE.recognise`."""
+    """y_LR is x_HR as a camera takes it, whose blur, contrast, noise and JPEG are read off the first entries of the
+    style code, plus what the blocks of G add to it, of which only what is finer than 4 px is kept. So colours, shading
+    and place stay those of x_HR, and there is grain. Ours; the paper shows no such path. See `Camera` and
+    `StyleVAE.recognise`."""
 
     def __post_init__(self):
         for name, least in (("style_dim", 1), ("channels", 1), ("blocks", 0 if self.camera else 1)):
@@ -137,6 +138,24 @@ def fine(images: torch.Tensor) -> torch.Tensor:
     return images - resize(resize(images, max(height // 4, 1), max(width // 4, 1)), height, width)
 
 
+_LAYERS = {  # of MobileNetV2, which stands for VGG-16 in these presets
+    "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
+    "perceptual.content_layers": ["block1", "block3"],
+}
+
+# What works on drawn and on real faces alike (docs/degradation.md): a camera, learnt by recognition, as all of G.
+_CAMERA = _LAYERS | {
+    "stylevae.camera": True,
+    "stylevae.blocks": 0,  # beside a camera, AdaIN and Eq. 2 cost 4 dB of content and bring y_LR no closer to x_LR
+    "stylevae.style_dim": len(SETTINGS),
+    "stylevae.channels": 48,
+    "weights.lambda_style": 0.0,
+    "weights.lambda_mi": 0.0,  # recognition bounds the information of z and y_LR instead, and keeps the code alive
+    "weights.lambda_kl": 1e-3,  # Adam steps the prior alike for any weight; a large one would pull E_LR to the prior
+    "weights.kl_from": 0.3,  # earlier, E_LR cannot read settings yet, and the prior would follow its errors
+}
+
+
 class StyleVAE(DegraderNetwork):
     """Two encoders and a generator: `options` are the fields of StyleVAEConfig."""
 
@@ -144,7 +163,10 @@ class StyleVAE(DegraderNetwork):
     scales = (2, 4, 8)
     uses_style = True
     paper_recipe = Recipe(epochs=10, learning_rate=1e-4)  # § 4.1: Adam (0.9, 0.999), constant rate
-    mini_recipe = Recipe(epochs=100, max_steps=400, learning_rate=1e-3, ema_decay=0.98)
+    # A code is read the better the smaller the last steps are.
+    mini_recipe = Recipe(
+        max_steps=1200, batch_size=32, learning_rate=1e-3, ema_decay=0.98, optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8))
+    )
     presets: ClassVar = {
         "debug": {
             "stylevae.channels": 16,
@@ -153,28 +175,11 @@ class StyleVAE(DegraderNetwork):
             "perceptual.style_layers": ["block0", "block1"],
             "perceptual.content_layers": ["block1"],
         },
-        # β above α: at 16 px the content loss wins otherwise and y_LR is a bicubic image. λ1 and λ3 are small because
-        # here KL and MI come in nats beside losses below 1; at step 0 both are near 0 by construction, so no weight
-        # could make them comparable there.
-        "demo": {
-            "stylevae.channels": 48,
-            "stylevae.camera": True,
-            "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
-            "perceptual.content_layers": ["block3", "block6"],
-            "weights.lambda_kl": 3e-4,
-            "weights.lambda_mi": 1e-3,
-            "weights.alpha": 0.03,
-            "weights.beta": 1.0,
-        },
-        # The paper's network and losses at a size for two cores: no content_skip, no match_colour. λ1 is small as KL
-        # comes in nats beside losses below 1; with β = α, style and content both move.
-        "mini": {
-            "stylevae.channels": 48,
-            "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
-            "perceptual.content_layers": ["block1", "block3"],
-            "weights.lambda_kl": 1e-3,
-            "weights.beta": 1.0,
-        },
+        "demo": _CAMERA,
+        "mini": _CAMERA,
+        # The paper's network and losses, nothing of ours, at a size for two cores. λ1 is small as KL comes in nats
+        # beside losses below 1; with β = α, style and content both move.
+        "paper_mini": _LAYERS | {"stylevae.channels": 48, "weights.lambda_kl": 1e-3, "weights.beta": 1.0},
         # λ = (0.01, 1, 0.1), α = 1, β = 0.1 (§ 4.1) are the defaults. Widths are ours.
         "paper": {"stylevae.channels": 128, "stylevae.blocks": 6, "stylevae.style_dim": 64},
     }
@@ -194,7 +199,7 @@ class StyleVAE(DegraderNetwork):
             self.prior_log_spread = nn.Parameter(torch.zeros(len(SETTINGS)))
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
-        """The prior of the camera's settings is a handful of numbers that all follow the same slope: ten times faster."""
+        """The prior of the camera's settings, a mean and a spread of each, learns ten times as fast as the weights."""
         prior = [value for name, value in self.named_parameters() if name.startswith("prior_")]
         others = [value for name, value in self.named_parameters() if not name.startswith("prior_")]
         groups = [{"params": others, "lr": learning_rate}]
@@ -211,11 +216,13 @@ class StyleVAE(DegraderNetwork):
         n = len(SETTINGS)
         mean, log_spread = self.prior_mean, self.prior_log_spread
         settings = (mu[:, :n] - mean) * torch.exp(-log_spread)
-        return torch.cat([settings, mu[:, n:]], dim=1), torch.cat([logvar[:, :n] - 2 * log_spread, logvar[:, n:]], dim=1)
+        return torch.cat([settings, mu[:, n:]], dim=1), torch.cat(
+            [logvar[:, :n] - 2 * log_spread, logvar[:, n:]], dim=1
+        )
 
     def encode_content(self, hr: torch.Tensor) -> torch.Tensor:
-        """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale), C = channels; with a camera 3·scale²
-        more, the pixels of x_HR, or these alone where there are no blocks."""
+        """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale), C = channels; with a camera
+        3·scale² more, the pixels of x_HR, or these alone where there are no blocks."""
         parts = [self.content_encoder(hr)] if self.config.blocks else []
         parts += [nn.functional.pixel_unshuffle(hr, self.scale)] if self.camera else []
         return torch.cat(parts, dim=1)
@@ -243,8 +250,8 @@ class StyleVAE(DegraderNetwork):
     def recognise(self, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Degrade `hr` by settings of the prior, and let E_LR read them: target, mu and logvar, (B, 9) each.
 
-        This is wake-sleep's sleep phase (Hinton et al. 1995): E_LR learns q(z | y) where z is known. In turn the KL term
-        (Eq. 1) fits the prior's mean and spread to the codes of real faces, so that what is drawn becomes like them.
+        This is wake-sleep's sleep phase (Hinton et al. 1995): E_LR learns q(z | y) where z is known. In turn the KL
+        term (Eq. 1) fits the prior's mean and spread to the codes of real faces, so that draws become like them.
         """
         assert self.camera
         n = len(SETTINGS)

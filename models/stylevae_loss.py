@@ -9,6 +9,7 @@ from models.features import FeatureNetwork
 from models.losses import content_loss, kl_divergence, recognition_loss, style_loss
 from models.mutual_information import derangement, donsker_varadhan
 from models.resize import resize
+from models.stylevae import StyleVAE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,8 @@ class LossWeights:
     beta: float = 0.1
     """β, on the style loss (Eq. 4)."""
     kl_from: float = 0.0
-    """Fraction of the run before the KL divergence counts: with a camera, E_LR learns to read its settings first, and then
-    the prior follows it. Ours; KL annealing goes back to Bowman et al. (1511.06349)."""
+    """Fraction of the run before the KL divergence counts: with a camera, E_LR learns to read its settings first, and
+    then the prior follows it. Ours; KL annealing goes back to Bowman et al. (1511.06349)."""
     lambda_recognition: float = 1.0
     """On `recognition_loss`, with stylevae.camera. Ours."""
 
@@ -67,8 +68,9 @@ class StyleVAELoss(nn.Module):
             lr: (B, 3, h, w) in [-1, 1].
             with_kl: whether the KL divergence counts yet.
         """
-        w = self.weights
-        out = self.networks["main"](hr, lr)
+        w, network = self.weights, self.networks["main"]
+        assert isinstance(network, StyleVAE)
+        out = network(hr, lr)
         terms = {"kl": kl_divergence(out.mu, out.logvar)}
         weighted = {"weighted_kl": (w.lambda_kl if with_kl else 0.0) * terms["kl"]}
         if self.features is not None:
@@ -80,8 +82,8 @@ class StyleVAELoss(nn.Module):
             terms["style"] = style_loss(*_picked(self.style_layers, of_generated, of_style))
             weighted["weighted_content"] = w.lambda_style * w.alpha * terms["content"]
             weighted["weighted_style"] = w.lambda_style * w.beta * terms["style"]
-        if self.networks["main"].config.camera:
-            terms["recognition"] = recognition_loss(*self.networks["main"].recognise(hr))
+        if network.camera:
+            terms["recognition"] = recognition_loss(*network.recognise(hr))
             weighted["weighted_recognition"] = w.lambda_recognition * terms["recognition"]
         if "statistics" in self.networks:
             score = self.networks["statistics"]

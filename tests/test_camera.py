@@ -53,7 +53,9 @@ def test_jpeg_of_any_size_and_its_gradient():
     assert images.grad.abs().sum() > 0
 
 
-@pytest.mark.parametrize("values", [{"blur": -0.2}, {"blur": -0.5, "stretch": 0.3}, {"stretch": -0.2, "slant": 0.4}])
+@pytest.mark.parametrize(
+    "values", [{"blur": -0.2}, {"blur": -0.5, "stretch": 0.3}, {"blur": -0.6, "stretch": -0.2, "slant": 0.3}]
+)
 def test_the_kernels_covariance_is_the_matrix_exponential(values):
     """Second moments of the response to a point, sampled one HR pixel at a time."""
     values = {"blur": -0.3, "stretch": 0.0, "slant": 0.0} | values
@@ -99,12 +101,12 @@ def test_noise_has_the_spread_that_the_settings_say(level, share, shot):
 
 
 def test_faces_keep_place_and_colours():
-    """A camera of any settings but the extreme moves no colours: the mean of each channel within 3 grey levels."""
+    """A camera of any settings but the extreme moves no colours: the mean of each channel within 6 grey levels."""
     torch.manual_seed(0)
     network = StyleVAE(4, camera=True, channels=16, blocks=1)
     hr = to_float(faces(20, 64))
     low = network.degrade(hr, torch.randn(20, network.noise_dim(16)))
-    assert (low - torch.nn.functional.avg_pool2d(hr, 4)).mean(dim=(2, 3)).abs().max() < 3 / 127.5
+    assert (low - torch.nn.functional.avg_pool2d(hr, 4)).mean(dim=(2, 3)).abs().max() < 6 / 127.5
 
 
 def test_the_prior_follows_the_codes_of_real_faces():

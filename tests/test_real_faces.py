@@ -33,7 +33,7 @@ def test_the_stylevae_follows_style_and_keeps_content(tmp_path, real_faces, use_
     while the face is still there."""
     notes = Notes()
     config = build(
-        TrainDegraderConfig, preset="mini", hr=str(real_faces / "hr" / "train"), output=str(tmp_path),
+        TrainDegraderConfig, preset="paper_mini", hr=str(real_faces / "hr" / "train"), output=str(tmp_path),
         lr=str(real_faces / "lr_wider" / "train"), stylevae={"use_adain": use_adain}, max_steps=steps,
     )  # fmt: skip
     run_training(config, lambda: notes)

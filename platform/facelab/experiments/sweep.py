@@ -34,6 +34,10 @@ has one: the workers' controller is pinned to the driver's node and dies with it
 of the workers: with whole-CPU drivers, trials would hold all CPUs and wait for ever for them."""
 
 
+_WEIGHTS = ("lambda_kl", "lambda_style", "lambda_mi", "alpha", "beta")
+"""Of Eq. 2 and 6."""
+
+
 class SweepConfig(LimitsConfig):
     """Search the loss weights, or run an ablation grid, with early stopping (ASHA) and repeated seeds."""
 
@@ -95,15 +99,20 @@ class SweepConfig(LimitsConfig):
         return self
 
 
+def training_preset(config: SweepConfig) -> str:
+    """Of the trials: weights and switches of the styleVAE are the paper's, which a camera does without."""
+    return "paper_mini" if config.preset == "demo" and config.space != "attention" else config.preset
+
+
 def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
     """Every trial: its name and the options that it sets. A function of the config alone."""
     points: list[tuple[str, dict[str, Any]]] = []
     if config.space == "weights":
-        centre = preset_values(TrainDegraderConfig, config.preset, {}).get("weights", {})
+        centre = preset_values(TrainDegraderConfig, training_preset(config), {}).get("weights", {})
         base = LossWeights(**centre)
         for i in range(config.samples):
             rng = np.random.default_rng((config.seed, i))
-            weights = {name: float(value * config.factor ** rng.uniform(-1, 1)) for name, value in vars(base).items()}
+            weights = {name: float(getattr(base, name) * config.factor ** rng.uniform(-1, 1)) for name in _WEIGHTS}
             points.append((f"weights-{i:03d}", {"weights": weights}))
     else:
         for first in (False, True):
@@ -127,7 +136,7 @@ def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
 def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gpu: bool) -> Step[TrainConfig]:
     """The training of one trial, whose network is not registered."""
     kind: type[TrainConfig] = TrainSRConfig if config.space == "attention" else TrainDegraderConfig
-    values = trial["options"] | {"preset": config.preset, "hr": config.hr, "seed": trial["seed"]}
+    values = trial["options"] | {"preset": training_preset(config), "hr": config.hr, "seed": trial["seed"]}
     folder = f"trials/{trial['name']}"
     values |= {"output": storage.join(config.output, folder)}
     values |= {"tracking_uri": tracking_uri, "experiment": config.experiment, "workers": config.workers}

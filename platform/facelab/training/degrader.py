@@ -74,8 +74,11 @@ class TrainDegraderConfig(TrainConfig):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         # Seconds, to see that everything is connected; the result is not worth looking at.
         "debug": _MOBILENET | {"max_steps": 4, "batch_size": 4},
-        "demo": _MOBILENET,  # minutes on two cores, for a few hundred faces of each kind
-        "mini": _MOBILENET,
+        # Minutes on two cores, for a few hundred faces of each kind.
+        "demo": _MOBILENET | {"validation_images": 128},
+        "mini": _MOBILENET | {"validation_images": 128},
+        # The paper's styleVAE alone, at that size, for its ablations.
+        "paper_mini": _MOBILENET | {"max_steps": 400, "batch_size": 16, "optimiser.decay_at": ()},
         "paper": {},
     }
 
@@ -173,13 +176,15 @@ class DegraderStage:
         """Held-out faces degraded in held-out styles, the same draw every time: HR, style LR, generated (uint8)."""
         hr = self.held_hr.images[torch.arange(count) % len(self.held_hr)]
         style = self.held_lr.images[torch.arange(count) % len(self.held_lr)]
-        noise = torch.randn(count, network.noise_dim(self.config.lr_size), generator=generator_for(self.config.seed, "validate"))
+        noise = torch.randn(
+            count, network.noise_dim(self.config.lr_size), generator=generator_for(self.config.seed, "validate")
+        )
         return hr, style, degrade(network, hr, noise, style)
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """fd: Fréchet distance of generated to held-out real LR, of fine detail over the selection layer; psnr_to_bicubic (dB): how
-        much of the content's pixels is kept."""
+        """fd: Fréchet distance of generated to held-out real LR, of fine detail over the selection layer;
+        psnr_to_bicubic (dB): how much of the content's pixels is kept."""
         count = min(self.config.validation_images, 4 * max(len(self.held_hr), len(self.held_lr)))
         assert isinstance(network, DegraderNetwork)
         hr, _, generated = self._generate(network.eval(), count)

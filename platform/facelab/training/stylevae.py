@@ -20,6 +20,10 @@ class StyleVAEStage(DegraderStage):
 
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
         super().__init__(config, hr, lr)
+        if config.stylevae.camera:  # pyrefly: ignore  (of with_options)
+            # Recognition learns from draws without end, which nobody overfits; the Fréchet distance of some dozens of
+            # held-out faces is noisier than the epochs it would choose between.
+            self.selection = ("fd", "last")
         if config.weights.lambda_mi > 0:
             self.networks["statistics"] = StatisticsNetwork()
             # MINE's own rate: T_θ has to keep up with the generator.
