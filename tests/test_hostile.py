@@ -146,6 +146,7 @@ def test_prepare(ray_local, tmp_path, corpus, capsys):
     assert f"of {corpus.seen - corpus.count(COPY)} files rejected, more than --max-rejected 0.1" in said
 
 
+@pytest.mark.slow
 def test_synthesize(ray_local, tmp_path, corpus, degrader, capsys):
     place = str(corpus.folder)
     options = ["--hr", place, "--lr", place, "--degrader", degrader, "--max-rejected", "0.5"]
@@ -375,6 +376,7 @@ def test_a_denied_key_on_s3_is_the_stores_error(tmp_path, hr_folder, monkeypatch
         shards.read_columns("s3://bucket/part.parquet", ["id"])
 
 
+@pytest.mark.slow
 def test_small_faces_are_rejected_or_enlarged_and_counted(ray_local, tmp_path, capsys):
     """By every job that makes them larger than they are; an LR face may lack a quarter."""
     place = write_faces(tmp_path / "faces", 60)
@@ -422,6 +424,7 @@ def test_lr_faces_of_eight_px(hr_size, scale, tmp_path, capsys):
     assert "8x8 px, shorter side under 12: lower --min-side" in said
 
 
+@pytest.mark.slow
 def test_copies_never_straddle_the_splits(ray_local, tmp_path, capsys):
     """Of equal bytes under several names, one is trained or validated on, in folders, shards and pairs."""
     place = write_faces(tmp_path / "faces", 60)

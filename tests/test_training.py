@@ -155,8 +155,8 @@ def test_watched_pairs_are_logged_and_change_nothing(ray_local, tmp_path, hr_fol
 
 
 def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):
-    """Preset demo: content and style are within a factor of 100 at step 0. KL and MI start near 0 by construction."""
-    config = degrader_config(hr_folder, lr_folder, tmp_path, preset="demo")
+    """Preset paper_mini: content and style are within a factor of 100 at step 0. KL and MI start near 0 by construction."""
+    config = degrader_config(hr_folder, lr_folder, tmp_path, preset="paper_mini")
     stage = StyleVAEStage(config, load_faces(config.hr, 64), load_faces(config.lr, 16))
     context = LocalContext(str(tmp_path), show_progress=False)
     stage.prepare(context, config.compute)
