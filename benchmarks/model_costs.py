@@ -21,10 +21,10 @@ from models.network import Network
 
 
 def published_and_reduced(networks: Mapping[str, type[Network]]) -> list[tuple[str, dict[str, Any]]]:
-    """(name, options) of every network at its size of preset paper and, where that is another, of preset mini."""
+    """(name, options) of every network at its size of preset paper and, where they are others, of the small presets."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     for name, network in networks.items():
-        for preset in ("paper", "mini"):
+        for preset in ("paper", "paper_mini", "mini"):
             options = {key.removeprefix(f"{name}."): value for key, value in network.presets.get(preset, {}).items()
                        if key.startswith(f"{name}.")}  # fmt: skip
             found.setdefault((name, parameters(network(**options))), options)
@@ -60,9 +60,12 @@ class Degrade(nn.Module):
         )
 
 
-def training_step(network: nn.Module, size: int, batch: int = 16, repeats: int = 3) -> float:
-    """Median seconds of forward and backward of `batch` images of `size` px."""
+def training_step(network: nn.Module, size: int, batch: int = 16, repeats: int = 3) -> float | None:
+    """Median seconds of forward and backward of `batch` images of `size` px; None where the output does not train the
+    network, as that of the styleVAE's camera."""
     inputs = torch.rand(batch, 3, size, size) * 2 - 1
+    if not network(inputs).requires_grad:
+        return None
     seconds = []
     for _ in range(repeats + 1):  # the first one warms up
         began = time.perf_counter()
@@ -84,7 +87,8 @@ def main() -> None:
             label = f"{name} {kind if name == 'bulat' else ''} {' '.join(f'{k}={v}' for k, v in options.items())}"
             row = f"| {' '.join(label.split())} | {parameters(network):,} | {giga[0]:.3g} | {giga[1]:.3g} |"
             if timed:
-                row += f" {training_step(network.train(), sizes[0]):.2f} |" if parameters(network) else " – |"
+                seconds = training_step(network.train(), sizes[0])
+                row += " – |" if seconds is None else f" {seconds:.2f} |"
             print(row, flush=True)
 
 

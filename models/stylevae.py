@@ -235,12 +235,14 @@ class StyleVAE(DegraderNetwork):
         features, pixels = content.split([content.shape[1] - 3 * self.scale**2, 3 * self.scale**2], dim=1)
         if noise is None:
             noise = torch.randn(len(content), 4, *content.shape[2:], device=content.device)
+        change = fine(self.generator(features, style[:, len(SETTINGS) :])) if self.config.blocks else None
         # E_LR and the prior learn the settings from images whose settings are known, not from Eq. 2: see `recognise`.
-        settings = self.settings(style).detach()
-        low = self.camera.expose(nn.functional.pixel_shuffle(pixels, self.scale), settings)
-        if self.config.blocks:
-            low = low + fine(self.generator(features, style[:, len(SETTINGS) :]))
-        return self.camera.record(low, settings, noise)
+        settings = self.settings(at_least_float32(style)).detach()
+        with torch.autocast(content.device.type, enabled=False):  # half precision has too few grey levels for JPEG
+            hr = nn.functional.pixel_shuffle(at_least_float32(pixels), self.scale)
+            low = self.camera.expose(hr, settings)
+            low = low if change is None else low + at_least_float32(change)
+            return self.camera.record(low, settings, noise)
 
     def settings(self, style: torch.Tensor) -> torch.Tensor:
         """Style codes (B, M) -> the camera's settings (B, 9)."""

@@ -109,6 +109,14 @@ def test_faces_keep_place_and_colours():
     assert (low - torch.nn.functional.avg_pool2d(hr, 4)).mean(dim=(2, 3)).abs().max() < 6 / 127.5
 
 
+def test_the_camera_sees_no_half_precision():
+    network = StyleVAE(4, camera=True, blocks=0, style_dim=len(SETTINGS))
+    hr, noise = to_float(faces(2, 64)), torch.randn(2, network.noise_dim(16))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network.degrade(hr, noise)
+    assert torch.equal(low, network.degrade(hr, noise))
+
+
 def test_the_prior_follows_the_codes_of_real_faces():
     """What minimises KL(q ‖ prior) over the prior: mean and total spread of q."""
     torch.manual_seed(0)
