@@ -125,6 +125,7 @@ def test_a_model_on_faces_with_and_without_truth(tmp_path, hr_folder, lr_folder,
         config(tmp_path, **base, features=FEATURES | {"layer": "relu1_1"})
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_folder, lr_folder, edsr):
     """One actor and two, batches of 64 and of 7: every number of every image to the last bit, those of sets but for
     the order of float64 sums. In the process itself more threads work, which may round a pixel otherwise."""
