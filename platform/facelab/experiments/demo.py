@@ -114,10 +114,8 @@ def row_folders(config: DemoConfig) -> dict[str, str]:
 
 def demo_steps(config: DemoConfig, tracking_uri: str) -> list[Step]:
     """Every job of a demo, in order."""
-    faces, stylevae, pretrained = (
-        demo_faces(config),
-        *(storage.join(config.output, n) for n in ("stylevae", "pretrained")),
-    )
+    faces = demo_faces(config)
+    stylevae, pretrained = (storage.join(config.output, folder) for folder in ("stylevae", "pretrained"))
     steps: list[Step] = []
 
     def add(folder: str, job: Job, **values: Any) -> None:
