@@ -56,7 +56,7 @@ class Degrade(nn.Module):
 
     def forward(self, hr: torch.Tensor) -> torch.Tensor:
         return self.network.degrade(
-            hr, torch.randn(len(hr), self.network.noise_dim(hr.shape[-1] // self.network.scale), device=hr.device)
+            hr, torch.randn(len(hr), self.network.noise_dim(hr.shape[-1]), device=hr.device)
         )
 
 

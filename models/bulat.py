@@ -98,7 +98,7 @@ class HighToLow(DegraderNetwork):
             nn.Tanh(),
         )
 
-    def noise_dim(self, lr_size: int) -> int:
+    def noise_dim(self, hr_size: int) -> int:
         return _NOISE_DIM
 
     def degrade(self, hr: torch.Tensor, noise: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:

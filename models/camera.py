@@ -8,14 +8,13 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from models.jpeg import jpeg
 
 SETTINGS = (
     "blur", "stretch", "slant", "contrast", "noise", "colour_noise", "shot", "grain", "quality"
 )  # fmt: skip
-"""What `Camera` is given of each image, as unbounded numbers, in this order."""
+"""What the camera is given of each image, as unbounded numbers, in this order."""
 
 # Mean and spread of each setting before anything is learnt: wide enough to hold what real images have.
 _START = {
@@ -31,45 +30,42 @@ _START = {
 }
 START_MEAN, START_SPREAD = (tuple(_START[name][k] for name in SETTINGS) for k in (0, 1))
 
+NOISE_CHANNELS = 4
+"""Of the noise that `record` is given: one that all colours share, and one of each."""
 
-class Camera(nn.Module):
-    """Sharp images -> low-resolution ones, as `settings` say."""
 
-    def __init__(self, scale: int):
-        super().__init__()
-        self.scale = scale
+def expose(hr: torch.Tensor, settings: torch.Tensor, scale: int) -> torch.Tensor:
+    """Blur, sampling and contrast: (B, 3, H, W), (B, 9) -> (B, 3, H/scale, W/scale).
 
-    def expose(self, hr: torch.Tensor, settings: torch.Tensor) -> torch.Tensor:
-        """Blur, sampling and contrast: (B, 3, H, W), (B, 9) -> (B, 3, H/scale, W/scale).
+    The kernel is a Gaussian around the LR pixel's centre, so that nothing moves; its covariance, in LR px, is the
+    matrix exponential of a symmetric matrix, so that any numbers give a valid one.
+    """
+    s = _named(settings)
+    kernels = _gaussians(s["blur"], s["stretch"], s["slant"], scale)  # (B, K, K)
+    size, pad = kernels.shape[-1], (kernels.shape[-1] - scale) // 2
+    batch, channels = hr.shape[:2]
+    padded = F.pad(hr, (pad,) * 4, mode="replicate").flatten(0, 1)[None]
+    weight = kernels[:, None].expand(-1, channels, -1, -1).reshape(batch * channels, 1, size, size)
+    low = F.conv2d(padded, weight, stride=scale, groups=batch * channels)
+    low = low.view(batch, channels, *low.shape[-2:])
+    mean = low.mean(dim=(2, 3), keepdim=True)
+    return mean + (low - mean) * s["contrast"].exp()[:, None, None, None]
 
-        The kernel is a Gaussian around the LR pixel's centre, so that nothing moves; its covariance, in LR px, is the
-        matrix exponential of a symmetric matrix, so that any numbers give a valid one.
-        """
-        s = _named(settings)
-        kernels = _gaussians(s["blur"], s["stretch"], s["slant"], self.scale)  # (B, K, K)
-        size, pad = kernels.shape[-1], (kernels.shape[-1] - self.scale) // 2
-        batch, channels = hr.shape[:2]
-        padded = F.pad(hr, (pad,) * 4, mode="replicate").flatten(0, 1)[None]
-        weight = kernels[:, None].expand(-1, channels, -1, -1).reshape(batch * channels, 1, size, size)
-        low = F.conv2d(padded, weight, stride=self.scale, groups=batch * channels)
-        low = low.view(batch, channels, *low.shape[-2:])
-        mean = low.mean(dim=(2, 3), keepdim=True)
-        return mean + (low - mean) * s["contrast"].exp()[:, None, None, None]
 
-    def record(self, low: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Noise and JPEG: LR images (B, 3, h, w) in [-1, 1], settings (B, 9), noise (B, 4, h, w) ~ N(0, I) -> the same
-        shape in [-1, 1].
+def record(low: torch.Tensor, settings: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Noise and JPEG: LR images (B, 3, h, w) in [-1, 1], settings (B, 9), noise (B, 4, h, w) ~ N(0, I) -> the same
+    shape in [-1, 1].
 
-        The noise's first channel is common to the three colours.
-        """
-        s = {name: value[:, None, None, None] for name, value in _named(settings).items()}
-        noise = _unit_blur(noise, s["grain"].exp())
-        share = torch.sigmoid(s["colour_noise"])
-        mixed = (1 - share).sqrt() * noise[:, :1] + share.sqrt() * noise[:, 1:]
-        brightness = (low * 0.5 + 0.5).clamp(0, 1)
-        variance = 1 + torch.sigmoid(s["shot"]) * (brightness - 1)
-        noisy = low + s["noise"].exp() / 127.5 * (variance + 1e-4).sqrt() * mixed
-        return jpeg(noisy, 100 * torch.sigmoid(s["quality"]).flatten())
+    The noise's first channel is common to the three colours.
+    """
+    s = {name: value[:, None, None, None] for name, value in _named(settings).items()}
+    noise = _unit_blur(noise, s["grain"].exp())
+    share = torch.sigmoid(s["colour_noise"])
+    mixed = (1 - share).sqrt() * noise[:, :1] + share.sqrt() * noise[:, 1:]
+    brightness = (low * 0.5 + 0.5).clamp(0, 1)
+    variance = 1 + torch.sigmoid(s["shot"]) * (brightness - 1)
+    noisy = low + s["noise"].exp() / 127.5 * (variance + 1e-4).sqrt() * mixed
+    return jpeg(noisy, 100 * torch.sigmoid(s["quality"]).flatten())
 
 
 def _named(settings: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -69,8 +69,8 @@ class DegraderNetwork(Network):
     uses_style: ClassVar[bool]
     """Whether it looks at a real LR image."""
 
-    def noise_dim(self, lr_size: int) -> int:
-        """Width of the noise that makes one sharp face many, for LR faces of `lr_size` px."""
+    def noise_dim(self, hr_size: int) -> int:
+        """Width of the noise that makes one sharp face of `hr_size` px many."""
         raise NotImplementedError
 
     def degrade(self, hr: torch.Tensor, noise: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
@@ -78,7 +78,7 @@ class DegraderNetwork(Network):
 
         Args:
             hr: (B, 3, H, W) in [-1, 1].
-            noise: (B, noise_dim(W/scale)) from N(0, I).
+            noise: (B, noise_dim(W)) from N(0, I).
             style: real LR faces (B, 3, H/scale, W/scale) in [-1, 1], where uses_style; None: in a style of the prior.
 
         Returns:

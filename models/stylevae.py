@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.adain import adaptive_instance_norm
-from models.camera import SETTINGS, START_MEAN, START_SPREAD, Camera
+from models.camera import NOISE_CHANNELS, SETTINGS, START_MEAN, START_SPREAD, expose, record
 from models.network import DegraderNetwork
 from models.precision import at_least_float32
 from models.recipe import Optimiser, Recipe
@@ -31,8 +31,8 @@ class StyleVAEConfig:
     camera: bool = False
     """y_LR is x_HR as a camera takes it, whose blur, contrast, noise and JPEG are read off the first entries of the
     style code, plus what the blocks of G add to it, of which only what is finer than 4 px is kept. So colours, shading
-    and place stay those of x_HR, and there is grain. Ours; the paper shows no such path. See `Camera` and
-    `StyleVAE.recognise`."""
+    and place stay those of x_HR, and there is grain. Ours; the paper shows no such path. See models/camera.py
+    and `StyleVAE.recognise`."""
 
     def __post_init__(self):
         for name, least in (("style_dim", 1), ("channels", 1), ("blocks", 0 if self.camera else 1)):
@@ -46,8 +46,8 @@ class StyleVAEConfig:
 class StyleVAEOutput(NamedTuple):
     """What the losses need of one pass."""
 
-    generated: torch.Tensor
-    """y_LR, (B, 3, h, w) in [-1, 1]."""
+    generated: torch.Tensor | None
+    """y_LR, (B, 3, h, w) in [-1, 1]; None if it was not asked for."""
     mu: torch.Tensor
     """(B, M)."""
     logvar: torch.Tensor
@@ -190,8 +190,7 @@ class StyleVAE(DegraderNetwork):
         if self.config.blocks:
             self.content_encoder = ContentEncoder(self.config.channels, scale)
             self.generator = Generator(self.config)
-        self.camera = Camera(scale) if self.config.camera else None
-        if self.camera:
+        if self.config.camera:
             if self.config.blocks:
                 nn.init.zeros_(self.generator.to_rgb.weight)  # G begins as the camera alone
                 nn.init.zeros_(self.generator.to_rgb.bias)  # pyrefly: ignore
@@ -205,13 +204,13 @@ class StyleVAE(DegraderNetwork):
         groups = [{"params": others, "lr": learning_rate}]
         return [*groups, {"params": prior, "lr": 10 * learning_rate}] if prior else groups
 
-    def noise_dim(self, lr_size: int) -> int:
-        return self.config.style_dim + (4 * lr_size**2 if self.camera else 0)
+    def noise_dim(self, hr_size: int) -> int:
+        return self.config.style_dim + (NOISE_CHANNELS * (hr_size // self.scale) ** 2 if self.config.camera else 0)
 
     def encode_style(self, lr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """E_LR: real LR (B, 3, h, w) -> mu, logvar of q(z | x_LR), (B, M) each."""
         mu, logvar = self.style_encoder(lr)
-        if not self.camera:
+        if not self.config.camera:
             return mu, logvar
         n = len(SETTINGS)
         mean, log_spread = self.prior_mean, self.prior_log_spread
@@ -224,25 +223,25 @@ class StyleVAE(DegraderNetwork):
         """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale), C = channels; with a camera
         3·scale² more, the pixels of x_HR, or these alone where there are no blocks."""
         parts = [self.content_encoder(hr)] if self.config.blocks else []
-        parts += [nn.functional.pixel_unshuffle(hr, self.scale)] if self.camera else []
+        parts += [nn.functional.pixel_unshuffle(hr, self.scale)] if self.config.camera else []
         return torch.cat(parts, dim=1)
 
     def generate(self, content: torch.Tensor, style: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """G: content and style codes -> y_LR (B, 3, h, w) in [-1, 1]; `noise`, (B, 4, h, w) ~ N(0, I), is the camera's,
         drawn with torch's global generator unless given."""
-        if not self.camera:
+        if not self.config.camera:
             return self.generator(content, style)
         features, pixels = content.split([content.shape[1] - 3 * self.scale**2, 3 * self.scale**2], dim=1)
         if noise is None:
-            noise = torch.randn(len(content), 4, *content.shape[2:], device=content.device)
+            noise = torch.randn(len(content), NOISE_CHANNELS, *content.shape[2:], device=content.device)
         change = fine(self.generator(features, style[:, len(SETTINGS) :])) if self.config.blocks else None
         # E_LR and the prior learn the settings from images whose settings are known, not from Eq. 2: see `recognise`.
         settings = self.settings(at_least_float32(style)).detach()
         with torch.autocast(content.device.type, enabled=False):  # half precision has too few grey levels for JPEG
             hr = nn.functional.pixel_shuffle(at_least_float32(pixels), self.scale)
-            low = self.camera.expose(hr, settings)
+            low = expose(hr, settings, self.scale)
             low = low if change is None else low + at_least_float32(change)
-            return self.camera.record(low, settings, noise)
+            return record(low, settings, noise)
 
     def settings(self, style: torch.Tensor) -> torch.Tensor:
         """Style codes (B, M) -> the camera's settings (B, 9)."""
@@ -255,7 +254,7 @@ class StyleVAE(DegraderNetwork):
         This is wake-sleep's sleep phase (Hinton et al. 1995): E_LR learns q(z | y) where z is known. In turn the KL
         term (Eq. 1) fits the prior's mean and spread to the codes of real faces, so that draws become like them.
         """
-        assert self.camera
+        assert self.config.camera
         n = len(SETTINGS)
         with torch.no_grad():
             style = torch.randn(len(hr), self.config.style_dim, device=hr.device)
@@ -269,11 +268,14 @@ class StyleVAE(DegraderNetwork):
         code, grain = noise[:, : self.config.style_dim], noise[:, self.config.style_dim :]
         z = code if style is None else reparameterise(*self.encode_style(style), code)
         size = (hr.shape[-2] // self.scale, hr.shape[-1] // self.scale)
-        return self.generate(self.encode_content(hr), z, grain.unflatten(1, (4, *size)) if self.camera else None)
+        return self.generate(self.encode_content(hr), z, grain.unflatten(1, (NOISE_CHANNELS, *size)) if self.config.camera else None)
 
-    def forward(self, hr: torch.Tensor, lr: torch.Tensor) -> StyleVAEOutput:
-        """Degrade `hr` in the style of the unpaired `lr`; z is drawn with torch's global generator."""
+    def forward(self, hr: torch.Tensor, lr: torch.Tensor, generate: bool = True) -> StyleVAEOutput:
+        """Degrade `hr` in the style of the unpaired `lr`, unless only its code is asked for; z is drawn with torch's
+        global generator."""
         mu, logvar = self.encode_style(lr)
+        if not generate:
+            return StyleVAEOutput(None, mu, logvar)
         style = reparameterise(mu, logvar, torch.randn_like(mu))
         return StyleVAEOutput(self.generate(self.encode_content(hr), style), mu, logvar)
 

@@ -70,7 +70,7 @@ class StyleVAELoss(nn.Module):
         """
         w, network = self.weights, self.networks["main"]
         assert isinstance(network, StyleVAE)
-        out = network(hr, lr)
+        out = network(hr, lr, generate=self.features is not None or "statistics" in self.networks)
         terms = {"kl": kl_divergence(out.mu, out.logvar)}
         weighted = {"weighted_kl": (w.lambda_kl if with_kl else 0.0) * terms["kl"]}
         if self.features is not None:

@@ -233,7 +233,7 @@ def test_sr_shapes(name, scale):
 @pytest.mark.parametrize("hr_size", [64, 128])
 def test_degrader_shapes(name, hr_size):
     network = build_degrader(name, 4, **SMALL_DEGRADERS[name])
-    low = network.degrade(rand(2, 3, hr_size, hr_size).tanh(), rand(2, network.noise_dim(hr_size // 4)))
+    low = network.degrade(rand(2, 3, hr_size, hr_size).tanh(), rand(2, network.noise_dim(hr_size)))
     assert low.shape == (2, 3, hr_size // 4, hr_size // 4)
 
 
@@ -376,7 +376,7 @@ def test_one_batch_can_be_overfitted(name):
 def test_degraders_can_overfit_one_batch(name):
     torch.manual_seed(0)
     network = build_degrader(name, 4, **SMALL_DEGRADERS[name])
-    hr, noise = rand(2, 3, 64, 64).tanh(), rand(2, network.noise_dim(16))
+    hr, noise = rand(2, 3, 64, 64).tanh(), rand(2, network.noise_dim(64))
     first, last = overfit(network, lambda: network.degrade(hr, noise), rand(2, 3, 16, 16, seed=5).tanh() * 0.8)
     assert last < 0.5 * first
 
@@ -406,7 +406,7 @@ def test_images_of_a_batch_do_not_meet(name):
 @pytest.mark.parametrize("name", DEGRADERS)
 def test_faces_of_a_degraded_batch_do_not_meet(name):
     network = build_degrader(name, 4, **SMALL_DEGRADERS[name]).eval()
-    hr, noise, style = rand(3, 3, 64, 64).tanh(), rand(3, network.noise_dim(16)), rand(3, 3, 16, 16, seed=1).tanh()
+    hr, noise, style = rand(3, 3, 64, 64).tanh(), rand(3, network.noise_dim(64)), rand(3, 3, 16, 16, seed=1).tanh()
     whole, alone = network.degrade(hr, noise, style)[1:2], network.degrade(hr[1:2], noise[1:2], style[1:2])
     torch.testing.assert_close(whole, alone, rtol=1e-5, atol=1e-5)
 

@@ -28,7 +28,7 @@ class Learnt(Degrader):
 
     def degrade(self, hr: torch.Tensor, digests: list[str], variant: int) -> Degraded:
         generators = [generator_for(self.seed, "noise", digest, variant) for digest in digests]
-        width = self.network.noise_dim(hr.shape[-1] // self.scale)
+        width = self.network.noise_dim(hr.shape[-1])
         noise = torch.stack([torch.randn(width, generator=generator) for generator in generators])
         if self.bank is None:
             return degrade(self.network, hr, noise), [[] for _ in digests]

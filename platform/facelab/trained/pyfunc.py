@@ -31,7 +31,7 @@ class _Degrader:
         network = self.model.network
         assert isinstance(network, DegraderNetwork)
         generator = generator_for((params or {}).get("seed", 0), "pyfunc")
-        noise = torch.randn(len(images), network.noise_dim(images.shape[-1] // network.scale), generator=generator)
+        noise = torch.randn(len(images), network.noise_dim(images.shape[-1]), generator=generator)
         return degrade(network, torch.from_numpy(np.ascontiguousarray(images)), noise).numpy()
 
 

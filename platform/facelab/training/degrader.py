@@ -100,6 +100,12 @@ class TrainDegraderConfig(TrainConfig):
             raise ValueError("adversarial: bulat's degrader needs a weight, and has no pre-training or perceptual loss")
         if self.model == "stylevae" and self.weights.lambda_mi and self.batch_size < 2 * max(self.workers, 1):
             raise ValueError(f"batch_size {self.batch_size}: mutual information needs 2 images per worker")
+        untrained = self.model == "stylevae" and not (self.weights.lambda_style or self.weights.lambda_mi)
+        if untrained and self.stylevae.blocks:  # pyrefly: ignore  (of with_options)
+            raise ValueError(
+                "weights: nothing trains the generator's blocks: give weights.lambda_style or lambda_mi, or leave the "
+                "image to a camera, with stylevae.camera and stylevae.blocks 0"
+            )
         return self
 
     def inputs(self) -> list[tuple[str, str]]:
@@ -177,7 +183,7 @@ class DegraderStage:
         hr = self.held_hr.images[torch.arange(count) % len(self.held_hr)]
         style = self.held_lr.images[torch.arange(count) % len(self.held_lr)]
         noise = torch.randn(
-            count, network.noise_dim(self.config.lr_size), generator=generator_for(self.config.seed, "validate")
+            count, network.noise_dim(self.config.hr_size), generator=generator_for(self.config.seed, "validate")
         )
         return hr, style, degrade(network, hr, noise, style)
 
