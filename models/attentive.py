@@ -10,6 +10,7 @@ from models.attention import GlobalAttention, LocalAttention
 from models.network import SRNetwork
 from models.recipe import Optimiser, Recipe
 from models.resize import upscale
+from models.srgan import Discriminator
 from models.upsampler import PixelShuffleUpsampler
 
 _MINI = {"attentive.channels": 32, "attentive.global_blocks": 4, "attentive.local_blocks": 4}
@@ -87,6 +88,7 @@ class AttentiveSR(SRNetwork):
 
     Config = AttentiveConfig
     scales = (2, 3, 4, 8)
+    has_discriminator = True  # which its recipes leave off; with adversarial.weight, as SRGAN's second phase
     paper_recipe = Recipe(epochs=50, learning_rate=1e-4, pixel_loss="l1")  # § 4.1: Adam, constant rate
     mini_recipe = Recipe(
         max_steps=600, learning_rate=1e-3, ema_decay=0.98, pixel_loss="l1", optimiser=Optimiser(decay_at=(0.5, 0.75))
@@ -112,6 +114,10 @@ class AttentiveSR(SRNetwork):
     def forward(self, lr: torch.Tensor) -> torch.Tensor:
         features = self.head(lr)
         return self.tail(self.upsampler(features + self.body(features))) + upscale(lr, self.scale)
+
+    def discriminator(self, size: int) -> nn.Module:
+        """SRGAN's, narrower for a network of fewer channels. Ours; the paper trains without one."""
+        return Discriminator(size, width_divisor=max(64 // self.config.channels, 1))
 
     def diagnostics(self) -> dict[str, float]:
         """The learnt weight of each GA module (γ, the λ of Eq. 9): 0 means that the attention is not used."""

@@ -82,7 +82,7 @@ class StyleVAELoss(nn.Module):
             terms["style"] = style_loss(*_picked(self.style_layers, of_generated, of_style))
             weighted["weighted_content"] = w.lambda_style * w.alpha * terms["content"]
             weighted["weighted_style"] = w.lambda_style * w.beta * terms["style"]
-        if network.camera:
+        if network.config.camera:
             terms["recognition"] = recognition_loss(*network.recognise(hr))
             weighted["weighted_recognition"] = w.lambda_recognition * terms["recognition"]
         if "statistics" in self.networks:

@@ -68,7 +68,7 @@ class TrainConfig(FacesConfig):
     optimiser: Optimiser = Optimiser()
     """Update rule and schedule."""
     adversarial: Adversarial = Adversarial()
-    """Discriminator and perceptual loss, for srgan and bulat."""
+    """Discriminator and perceptual loss, for srgan, bulat and attentive."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Moving average of the weights, which is what is validated and kept; 0 keeps the raw weights."""
     checkpoint_every: int = Field(default=1000, ge=1)

@@ -57,7 +57,7 @@ class TrainSRConfig(TrainConfig):
     hr: Uri | None = None
     """URI of sharp faces, shards or folder; their LR is bicubic. Either this or --pairs."""
     lr: Uri | None = None
-    """Real low-resolution faces: for srgan and bulat, the discriminator is also shown what becomes of them. Ours."""
+    """Real low-resolution faces: with a discriminator, it is also shown what becomes of them. Ours, but for bulat."""
     init_from: Annotated[str, uri_or(REGISTRY)] | None = None
     """A trained model of the same method to start from, also of another scale (EDSR and RDN: x4 from x2)."""
     watch: Uri | None = None
