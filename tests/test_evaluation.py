@@ -119,7 +119,7 @@ def test_a_model_on_faces_with_and_without_truth(tmp_path, hr_folder, lr_folder,
     # The test faces are the reference's own here.
     assert bicubic["fd_mobilenet_v2_floor"] == pytest.approx(0, abs=1e-6)
     assert bicubic["fd_mobilenet_v2_floor_n"] == 60
-    for name in ("per_image.parquet", "examples.parquet", "protocol.json", "grid.png", "real.png"):
+    for name in ("per_image.parquet", "examples.parquet", "protocol.json", "jackknife.json", "grid.png", "real.png"):
         assert (tmp_path / "out" / name).exists()
     with pytest.raises(UsageError, match="not one of mobilenet_v2's"):
         config(tmp_path, **base, features=FEATURES | {"layer": "relu1_1"})
@@ -812,6 +812,7 @@ ENDS = {f"{name}_{end}": value + more for name, value in CLOSED.items() for end,
         ({"test": ""}, CLOSED, "closes <b>62 % of the gap</b> in PSNR and <b>50 % of the gap</b> in SSIM"),
         ({"test": ""}, {"gap_closed_ssim_y": 0.5, "gap_closed_ssim_y_low": 0.4, "gap_closed_ssim_y_high": 0.6}, "closes <b>50 % [40 %, 60 %] of the gap</b> in SSIM"),
         ({"test": ""}, {}, "there is no gap to close"),
+        ({}, {"s_minus_b_fd_mobilenet_v2": -1.5}, "by <b>-1.5</b> in the Fréchet"),
         ({}, {"s_minus_b_psnr_rgb": 0.2, "s_minus_b_psnr_rgb_low": 0.1, "s_minus_b_psnr_rgb_high": 0.3}, "by <b>+0.20 [+0.10, +0.30] dB</b>"),
     ],
 )  # fmt: skip
@@ -819,7 +820,8 @@ def test_a_demo_begins_with_what_it_found(faces, numbers, said):
     distances = {
         f"degradation_distance_{kind}": value for kind, value in (("learnt", 0.1), ("bicubic", 0.3), ("floor", 0.02))
     }
-    text = _headline(demo_results(config=build(DemoConfig), faces=faces, summary=distances | numbers))
+    table = {"S": {"fd_mobilenet_v2": 5.0, "protocol_fd_mobilenet_v2": ""}}
+    text = _headline(demo_results(config=build(DemoConfig), faces=faces, summary=distances | numbers, table=table))
     assert said in text
     assert "<b>3.0 times closer to</b> real LR" in text
     assert ("no interval" in text) == (numbers == CLOSED)

@@ -201,6 +201,9 @@ def test_a_demo_compares_its_rows_image_by_image(tmp_path):
         (tmp_path / "evaluation" / row.lower()).mkdir(parents=True)
         pq.write_table(pa.table(columns), tmp_path / "evaluation" / row.lower() / "per_image.parquet")
     distances = {"B": 10.0, "Classical": 9.0, "S": 7.0, "Ceiling": 6.0}
+    together = 1 + rng.normal(0, 0.1, 10)  # groups of faces move all rows alike
+    for row, value in distances.items():
+        (tmp_path / "evaluation" / row.lower() / "jackknife.json").write_text(json.dumps({"fd_x": list(value * together)}))
     table = {row: {"lr_kind": "pairs", "fd_x": fd, "protocol_fd_x": ""} for row, fd in distances.items()}
     found = comparisons(config, table)
     assert found["gap_closed_psnr_rgb"] == pytest.approx(0.5 + noise.mean() / 2)
@@ -212,10 +215,17 @@ def test_a_demo_compares_its_rows_image_by_image(tmp_path):
         < 0.55
     )
     assert found["gap_closed_fd_x"] == 0.75
+    assert found["gap_closed_fd_x_low"] == pytest.approx(0.75)
+    assert found["gap_closed_fd_x_high"] == pytest.approx(0.75)
+    assert found["s_minus_b_fd_x_low"] < found["s_minus_b_fd_x"] == -3 < found["s_minus_b_fd_x_high"]
+    assert found["s_minus_classical_fd_x"] == -2
     assert found["s_minus_classical_psnr_rgb"] == pytest.approx(2 + noise.mean())
     assert found["s_minus_b_psnr_rgb_low"] < found["s_minus_b_psnr_rgb"] < found["s_minus_b_psnr_rgb_high"]
     assert found["s_minus_b_ssim_y"] == pytest.approx(0.1)
-    assert not [name for name in found if name.startswith(("gap_closed_ssim", "gap_closed_fd_x_"))]
+    assert not [name for name in found if name.startswith("gap_closed_ssim")]
+
+    (tmp_path / "evaluation" / "ceiling" / "jackknife.json").write_text(json.dumps({"fd_x": [*together[1:] * 6, 20.0]}))
+    assert "gap_closed_fd_x_low" not in comparisons(config, table)  # without some faces there is no gap
 
     own = build(DemoConfig, output=str(tmp_path), hr="a", lr="b", test="c", real="d")
     left = comparisons(own, {row: numbers for row, numbers in table.items() if row != "Ceiling"})

@@ -22,7 +22,7 @@ from facelab.metrics import (
 from facelab.metrics.catalogue import metric
 from facelab.metrics.degradation import highpass_moments, luma
 from facelab.metrics.frechet import GROUPS, NOT_FINITE, Moments, Reference, estimate
-from facelab.metrics.intervals import LEAST_FACES, Bootstrap
+from facelab.metrics.intervals import LEAST_FACES, Bootstrap, jackknife
 from facelab.metrics.kid import Sample
 from facelab.metrics.number import Number
 from facelab.trained.apply import in_fixed_batches
@@ -191,11 +191,22 @@ def test_interval_and_extrapolation_of_the_distance():
     assert all(f.warning is None for f in found)
 
 
+def test_a_jackknife_of_a_mean_is_the_interval_that_scipy_gives_it():
+    """Of equal groups: Student's t over the groups' means."""
+    groups = np.random.default_rng(0).normal(3, 1, (10, 7))
+    without = [np.delete(groups, i, axis=0).mean() for i in range(10)]
+    error = stats.sem(groups.mean(axis=1))
+    expected = stats.t.interval(0.95, 9, loc=groups.mean(), scale=error)
+    assert jackknife(groups.mean(), without) == pytest.approx(expected)
+
+
 def test_an_estimate_says_when_there_are_too_few():
     reference = Reference(Moments().add(features(3, 5000, 16)))
     few = estimate(reference, groups_of(features(4, 15, 16)))
     assert few.warning == "15 images are no more than the 16 dimensions: comparable at this N only"
     assert few.infinity is None
+    left = torch.cat([features(4, 15, 16)[i::GROUPS] for i in range(1, GROUPS)])
+    assert few.without[0] == pytest.approx(reference.distance(Moments().add(left)))
     two = estimate(reference, groups_of(features(4, 2, 16)))
     assert two.low is None
 

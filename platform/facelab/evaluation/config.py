@@ -24,7 +24,8 @@ class EvaluateConfig(FacesConfig, ActorConfig):
     }
 
     ARTIFACTS: ClassVar[tuple[str, ...]] = (
-        "per_image.parquet", "examples.parquet", "protocol.json", "grid.png", "real.png", "rejected.parquet",
+        "per_image.parquet", "examples.parquet", "protocol.json", "jackknife.json", "grid.png", "real.png",
+        "rejected.parquet",
     )  # fmt: skip
     WRITES = (*FacesConfig.WRITES, *ARTIFACTS)
 

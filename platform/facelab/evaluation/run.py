@@ -45,8 +45,9 @@ def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Writes per_image.parquet, protocol.json, examples.parquet, grid.png and real.png to --output, and
-    rejected.parquet where an image could not be used; returns the summary.
+    """Writes per_image.parquet, protocol.json, examples.parquet, grid.png and real.png to --output, jackknife.json
+    where there is a Fréchet distance with an interval, and rejected.parquet where an image could not be used; returns
+    the summary.
 
     Raises:
         UsageError: unusable model or sets.
@@ -71,6 +72,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         summary, protocols = tally.finish()
         storage.upload(local / "per_image.parquet", storage.join(config.output, "per_image.parquet"))
     storage.write_text(storage.join(config.output, "protocol.json"), json.dumps(protocols, indent=2))
+    if tally.without:
+        storage.write_text(storage.join(config.output, "jackknife.json"), json.dumps(tally.without, indent=2))
     _write_examples(config, measure.to(torch.device("cpu")), sets)
     version = subject.version or tally.outputs.hexdigest()[:16]
     return {"model": f"{subject.name}@{version}"} | summary

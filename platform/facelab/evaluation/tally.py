@@ -59,6 +59,8 @@ class Tally:
         roles = ("test", "real", "reference")
         self.counts, self.hashes = dict.fromkeys(roles, 0), {role: shards.RowHash() for role in roles}
         self.outputs = shards.RowHash()
+        self.without: dict[str, list[float]] = {}
+        """Of each Fréchet distance: see FrechetEstimate."""
         self.n_rejected, self.n_enlarged = dict.fromkeys(roles, 0), dict.fromkeys(roles, 0)
         self.first_rejected: dict[str, str] = {}
         """Role -> one rejected image and why."""
@@ -203,18 +205,20 @@ class Tally:
             "n_reference": self.counts["reference"],
         }
         name, kernel = self.config.features.names(layer)
-        distance = replace(self._frechet(layer), layer=layer, dims=network.dims[layer])
+        distance = replace(self._frechet(name, layer), layer=layer, dims=network.dims[layer])
         yield name, distance, self._protocol(name, "real", **common, settings={"layer": layer})
         distance = self._kernel(layer)
         settings = {"layer": layer, "subset_size": distance.subset_size, "seed": self.config.seed}
         settings |= {"drawn_from_at_most": CAPACITY}
         yield kernel, distance, self._protocol(kernel, "real", **common, settings=settings)
 
-    def _frechet(self, layer: str) -> Number:
+    def _frechet(self, name: str, layer: str) -> Number:
         """With interval, extrapolation and floor: sharp test faces against the sharp reference, at the same N."""
         sides, drawn = self.sides[layer], self.drawn[layer]
         base, floor = frechet.Reference(sides["reference"].parts[0], "reference"), sides["test"]
         found = frechet.estimate(base, sides["real"].parts)
+        if found.without:
+            self.without[name] = list(found.without)
         least = base.distance(floor.parts[0], "test") if floor.count >= 2 else None
         missing = None if "test" in self.sets else "no floor, as --test was not given"
         if least is not None and math.isnan(least):

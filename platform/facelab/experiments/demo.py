@@ -1,10 +1,12 @@
 """The whole pipeline in one go: faces, styleVAE, synthesis, one SR network on four kinds of pairs, numbers, report."""
 
+import json
 import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import model_validator
 
 from facelab import storage
@@ -19,7 +21,7 @@ from facelab.experiments.steps import Step, run_steps
 from facelab.job import Job
 from facelab.metrics import degradation_distances, frechet_distance, paired_difference, share_of_gap
 from facelab.metrics.features import FeatureConfig, Features
-from facelab.metrics.intervals import Interval
+from facelab.metrics.intervals import Interval, jackknife
 from facelab.metrics.number import Number
 from facelab.metrics.protocol import metric_names
 from facelab.reports.demo import COMPARED, DemoResults, demo_report, distance_names
@@ -195,12 +197,9 @@ def degradation(config: DemoConfig) -> dict[str, float]:
 
 
 def comparisons(config: DemoConfig, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """What S gains over B and Classical, image by image, and how much it closes of the gap between B and the ceiling:
-    (S − B) / (Ceiling − B), left out where there is no ceiling, or it is no better than B.
-
-    The gap of a Fréchet distance has no interval: an evaluation keeps that of each row, but not how far the distances
-    of three rows on the same faces go up and down together, which is what a ratio's depends on.
-    """
+    """What S gains over B and Classical on the same images, and how much it closes of the gap between B and the
+    ceiling: (S − B) / (Ceiling − B), left out where there is no ceiling, or it is no better than B. Intervals draw the
+    same faces for all rows."""
     values = {row: per_image(storage.join(config.output, _evaluation(row))) for row in row_pairs(config)}
     how = {"seed": config.seed, "face_of": partial(face_of, str(table["S"]["lr_kind"]))}
     found: dict[str, Any] = {}
@@ -215,12 +214,29 @@ def comparisons(config: DemoConfig, table: dict[str, dict[str, Any]]) -> dict[st
         take(f"s_minus_classical_{name}", paired_difference(of["S"], of["Classical"], **how))
         if "Ceiling" in of:
             take(f"gap_closed_{name}", share_of_gap(of["S"], of["B"], of["Ceiling"], **how))
-    if "Ceiling" in table:
-        for name in distance_names(table["S"]):
-            s, b, ceiling = (Number.of(name, table[row]).value for row in ("S", "B", "Ceiling"))
-            if ceiling < b and math.isfinite(s):
-                found[f"gap_closed_{name}"] = (b - s) / (b - ceiling)
+
+    def take_distance(name: str, values: np.ndarray) -> None:
+        value, *without = values.tolist()
+        if math.isfinite(value):
+            known = without and np.isfinite(without).all()
+            low, high = jackknife(value, without) if known else (None, None)
+            found.update(Number(value, low=low, high=high).flat(name))
+
+    for name in distance_names(table["S"]):
+        of = {row: _with_leave_outs(config, row, name, table) for row in values}
+        take_distance(f"s_minus_b_{name}", of["S"] - of["B"])
+        take_distance(f"s_minus_classical_{name}", of["S"] - of["Classical"])
+        if "Ceiling" in of:
+            gap = of["B"] - of["Ceiling"]
+            take_distance(f"gap_closed_{name}", (of["B"] - of["S"]) / np.where(gap > 0, gap, math.nan))
     return found
+
+
+def _with_leave_outs(config: DemoConfig, row: str, name: str, table: dict[str, dict[str, Any]]) -> np.ndarray:
+    """A row's Fréchet distance, then, where it has an interval, that without each group of faces."""
+    place = storage.join(config.output, _evaluation(row), "jackknife.json")
+    without = json.loads(storage.read_bytes(place)).get(name, []) if storage.exists(place) else []
+    return np.array([Number.of(name, table[row]).value, *without])
 
 
 def run_demo(config: DemoConfig, run: "JobRun") -> dict[str, Any]:

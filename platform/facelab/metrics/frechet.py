@@ -12,6 +12,7 @@ from scipy.linalg import eigh
 from scipy.linalg.blas import dsymm, dsyr, dsyrk  # pyrefly: ignore  (made at import)
 from scipy.linalg.lapack import dpotrf, dpstrf, dsygst  # pyrefly: ignore
 
+from facelab.metrics.intervals import jackknife
 from facelab.metrics.number import Metric
 
 FID = Metric("FID", -1, ".2f")
@@ -21,7 +22,6 @@ GROUPS = 10
 """Parts of a set that intervals and the extrapolation are computed from."""
 NOT_FINITE = "features of some images are not finite"
 """Why a distance is nan."""
-_T_95 = 2.262  # 97.5 % quantile of Student's t with GROUPS - 1 degrees of freedom
 
 
 class Moments:
@@ -222,6 +222,9 @@ class FrechetEstimate:
     are no more than the dimensions, as the distance is not linear in 1/N there."""
     warning: str | None
     """Why the number must not be taken for more than it is."""
+    without: tuple[float, ...] = ()
+    """The distance of all images but those of each group in turn: what an interval of two sets' difference, or of a
+    ratio, is made of, if the sets are of the same faces; empty where there is no interval."""
 
 
 def estimate(reference: Reference, groups: Sequence[Moments]) -> FrechetEstimate:
@@ -235,10 +238,10 @@ def estimate(reference: Reference, groups: Sequence[Moments]) -> FrechetEstimate
     if math.isnan(value):
         return FrechetEstimate(value, None, None, None, NOT_FINITE)
     low = high = infinity = None
+    without: tuple[float, ...] = ()
     if whole.count - max(g.count for g in groups) >= 2 and min(g.count for g in groups):
-        without = np.array([reference.distance(merged([g for g in groups if g is not left])) for left in groups])
-        error = float(np.sqrt((GROUPS - 1) / GROUPS * np.square(without - without.mean()).sum()))
-        low, high = value - _T_95 * error, value + _T_95 * error
+        without = tuple(reference.distance(merged([g for g in groups if g is not left])) for left in groups)
+        low, high = jackknife(value, without)
     if whole.count // 5 > dims:
         points = [(float(whole.count), value)]
         for parts in (2, 5):  # each size uses every image once
@@ -247,7 +250,7 @@ def estimate(reference: Reference, groups: Sequence[Moments]) -> FrechetEstimate
             points.append((whole.count / parts, float(np.mean([reference.distance(piece) for piece in pieces]))))
         counts, distances = zip(*points, strict=True)
         infinity = float(np.polyfit(1 / np.array(counts), distances, 1)[1])
-    return FrechetEstimate(value, low, high, infinity, too_few(reference.moments, whole))
+    return FrechetEstimate(value, low, high, infinity, too_few(reference.moments, whole), without)
 
 
 @torch.no_grad()

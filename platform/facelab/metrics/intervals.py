@@ -1,10 +1,11 @@
 """95 % intervals of means over images, by a bootstrap of faces that streams, merges, and pairs models by itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from scipy.stats import t
 
 from facelab.seeding import seed_for
 
@@ -106,6 +107,15 @@ class Bootstrap:
             )
             low, high = map(float, ends) if np.isfinite(ends).all() else (None, None)
         return Interval(float(part / whole), low, high, int(self.count[1]))
+
+
+def jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of `value`, which is computed from equal groups of images, where `without` is the same computed from
+    all but each group in turn: the delete-a-group jackknife (Kott 2001), with Student's t. For what is no mean, as a
+    Fréchet distance, or the ratio of two."""
+    groups, left = len(without), np.asarray(without)
+    error = np.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum()) * t.ppf(0.975, groups - 1)
+    return float(value - error), float(value + error)
 
 
 def paired_difference(
