@@ -208,10 +208,11 @@ def copies(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in network.named_parameters()}
 
 
-def test_srgan_has_two_phases(tmp_path, hr_folder):
-    """SRResNet on the pixel loss alone, D untouched; then perceptual and adversarial loss, both learning, Adam anew."""
-    perceptual = {"perceptual_weight": 1.0, "network": "mobilenet_v2", "layer": "block1", "feature_scale": 0}
-    stage, update = sr_stage(hr_folder, tmp_path, model="srgan", adversarial=perceptual)
+@pytest.mark.parametrize(("model", "options"), [("srgan", {}), ("attentive", {"weight": 1e-3, "pretrain": 0.5})])
+def test_adversarial_training_has_two_phases(tmp_path, hr_folder, model, options):
+    """The pixel loss alone, D untouched; then perceptual and adversarial loss, both learning, Adam anew."""
+    options |= {"perceptual_weight": 1.0, "network": "mobilenet_v2", "layer": "block1", "feature_scale": 0}
+    stage, update = sr_stage(hr_folder, tmp_path, model=model, adversarial=options)
     generator, critic = stage.networks["main"], stage.networks["discriminator"]
     before = copies(critic)
     update.progress = 0.0
