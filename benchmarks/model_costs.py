@@ -55,9 +55,7 @@ class Degrade(nn.Module):
         self.network = network
 
     def forward(self, hr: torch.Tensor) -> torch.Tensor:
-        return self.network.degrade(
-            hr, torch.randn(len(hr), self.network.noise_dim(hr.shape[-1]), device=hr.device)
-        )
+        return self.network.degrade(hr, torch.randn(len(hr), self.network.noise_dim(hr.shape[-1]), device=hr.device))
 
 
 def training_step(network: nn.Module, size: int, batch: int = 16, repeats: int = 3) -> float | None:

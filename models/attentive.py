@@ -116,8 +116,8 @@ class AttentiveSR(SRNetwork):
         return self.tail(self.upsampler(features + self.body(features))) + upscale(lr, self.scale)
 
     def discriminator(self, size: int) -> nn.Module:
-        """SRGAN's, narrower for a network of fewer channels. Ours; the paper trains without one."""
-        return Discriminator(size, width_divisor=max(64 // self.config.channels, 1))
+        """SRGAN's, of a quarter of the width for a network of fewer channels than its own. Ours; the paper has none."""
+        return Discriminator(size, width_divisor=1 if self.config.channels >= 64 else 4)
 
     def diagnostics(self) -> dict[str, float]:
         """The learnt weight of each GA module (γ, the λ of Eq. 9): 0 means that the attention is not used."""

@@ -55,6 +55,8 @@ class Adversarial:
     """Fraction of the run that trains on the pixel loss alone, before the discriminator begins."""
     perceptual_weight: float = 0.0
     """Of the squared distance of features, which replaces the pixel loss after `pretrain`; 0 keeps the pixel loss."""
+    pixel_weight: float = 0.0
+    """Of the pixel loss beside the perceptual one (η of ESRGAN, 1809.00219, Eq. 3); SRGAN has none."""
     network: Literal["vgg16", "vgg19", "mobilenet_v2"] = "vgg19"
     """Feature network of the perceptual loss."""
     layer: str = "relu5_4"
@@ -65,10 +67,12 @@ class Adversarial:
     def __post_init__(self):
         if not 0 <= self.pretrain < 1:
             raise ValueError(f"adversarial.pretrain must be at least 0 and below 1, not {self.pretrain}")
-        if min(self.weight, self.perceptual_weight, self.feature_scale) < 0:
-            raise ValueError("adversarial: weight, perceptual_weight and feature_scale must not be below 0")
+        if min(self.weight, self.perceptual_weight, self.pixel_weight, self.feature_scale) < 0:
+            raise ValueError("adversarial: weights and feature_scale must not be below 0")
         if self.perceptual_weight and not self.weight:
             raise ValueError("adversarial.perceptual_weight needs adversarial.weight: the two begin together")
+        if self.pixel_weight and not self.perceptual_weight:
+            raise ValueError("adversarial.pixel_weight goes with perceptual_weight, without which the pixel loss stays")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,9 +99,7 @@ class Discriminator(nn.Module):
     def __init__(self, hr_size: int, width_divisor: int = 1):
         super().__init__()
         if hr_size % 16:
-            raise ValueError(
-                f"the discriminator halves the side four times: hr_size {hr_size} is no multiple of 16"
-            )
+            raise ValueError(f"the discriminator halves the side four times: hr_size {hr_size} is no multiple of 16")
         widths = [width // width_divisor for width in _CRITIC_WIDTHS]
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1), nn.LeakyReLU(0.2)]  # no BN in the first
         for i in range(1, len(widths)):

@@ -268,7 +268,9 @@ class StyleVAE(DegraderNetwork):
         code, grain = noise[:, : self.config.style_dim], noise[:, self.config.style_dim :]
         z = code if style is None else reparameterise(*self.encode_style(style), code)
         size = (hr.shape[-2] // self.scale, hr.shape[-1] // self.scale)
-        return self.generate(self.encode_content(hr), z, grain.unflatten(1, (NOISE_CHANNELS, *size)) if self.config.camera else None)
+        return self.generate(
+            self.encode_content(hr), z, grain.unflatten(1, (NOISE_CHANNELS, *size)) if self.config.camera else None
+        )
 
     def forward(self, hr: torch.Tensor, lr: torch.Tensor, generate: bool = True) -> StyleVAEOutput:
         """Degrade `hr` in the style of the unpaired `lr`, unless only its code is asked for; z is drawn with torch's

@@ -137,6 +137,7 @@ def test_resolved_yaml_can_be_read_again(tmp_path):
         (["--optimiser.beta1", "2"], "beta1 must be"),
         (["--optimiser.decay", "0"], "decay must be above 0"),
         (["--adversarial.perceptual-weight", "1"], "needs adversarial.weight"),
+        (["--adversarial.pixel-weight", "1"], "without which the pixel loss stays"),
         (["--optimiser.decay-at", "2"], "between 0 and 1"),
         (["--workers", "3"], "multiple of 3 workers"),
         (["--attentive.window", "4"], "odd"),

@@ -203,7 +203,9 @@ def test_a_demo_compares_its_rows_image_by_image(tmp_path):
     distances = {"B": 10.0, "Classical": 9.0, "S": 7.0, "Ceiling": 6.0}
     together = 1 + rng.normal(0, 0.1, 10)  # groups of faces move all rows alike
     for row, value in distances.items():
-        (tmp_path / "evaluation" / row.lower() / "jackknife.json").write_text(json.dumps({"fd_x": list(value * together)}))
+        (tmp_path / "evaluation" / row.lower() / "jackknife.json").write_text(
+            json.dumps({"fd_x": list(value * together)})
+        )
     table = {row: {"lr_kind": "pairs", "fd_x": fd, "protocol_fd_x": ""} for row, fd in distances.items()}
     found = comparisons(config, table)
     assert found["gap_closed_psnr_rgb"] == pytest.approx(0.5 + noise.mean() / 2)

@@ -50,6 +50,7 @@ def rows(uri) -> dict[str, dict]:
     return {row["id"]: row for row in find(str(uri), "pairs").read(shards.PAIR_SCHEMA.names)}
 
 
+@pytest.mark.slow
 def test_pairs_are_identical_for_one_and_three_actors(
     ray_local, tmp_path, hr_shards, hr_other_shards, lr_folder, degrader
 ):

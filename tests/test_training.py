@@ -248,6 +248,18 @@ def test_the_generators_loss_is_what_it_says(tmp_path, hr_folder, lr_folder):
     assert all(p.requires_grad for p in critic.parameters())
 
 
+def test_a_perceptual_loss_may_keep_some_of_the_pixels(tmp_path, hr_folder):
+    adversarial = {"weight": 0.5, "perceptual_weight": 2.0, "pixel_weight": 3.0, "network": "mobilenet_v2"}
+    adversarial |= {"layer": "block1", "feature_scale": 0}
+    stage, _ = sr_stage(hr_folder, tmp_path, model="attentive", adversarial=adversarial)
+    lr, hr = stage._batch(0)
+    losses = stage.objective(lr, hr, None, True)
+    terms = losses.terms
+    expected = 2 * terms["perceptual"] + 3 * terms["pixel"] + 0.5 * terms["adversarial"]
+    torch.testing.assert_close(losses.total, expected)
+    torch.testing.assert_close(terms["pixel"], (stage.networks["main"](lr) - hr).abs().mean(), rtol=1e-5, atol=1e-6)
+
+
 def test_a_generators_update_leaves_the_discriminator_alone(tmp_path, hr_folder):
     """After the generator's update, before D's, no weight of D has a gradient; afterwards D learns again."""
     stage, update = sr_stage(hr_folder, tmp_path, model="bulat")

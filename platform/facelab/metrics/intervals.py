@@ -110,9 +110,8 @@ class Bootstrap:
 
 
 def jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of `value`, which is computed from equal groups of images, where `without` is the same computed from
-    all but each group in turn: the delete-a-group jackknife (Kott 2001), with Student's t. For what is no mean, as a
-    Fréchet distance, or the ratio of two."""
+    """95 % interval of a number of a set of images; `without` is the same number of all but each of its equal groups in
+    turn. The delete-a-group jackknife (Kott 2001), with Student's t: for what is no mean, as a Fréchet distance."""
     groups, left = len(without), np.asarray(without)
     error = np.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum()) * t.ppf(0.975, groups - 1)
     return float(value - error), float(value + error)

@@ -22,9 +22,7 @@ class HighToLowObjective(nn.Module):
 
     def forward(self, hr: torch.Tensor) -> Losses:
         """hr: (B, 3, H, W) in [-1, 1]; the noise is drawn with torch's global generator."""
-        fake = self.network.degrade(
-            hr, torch.randn(len(hr), self.network.noise_dim(hr.shape[-1]), device=hr.device)
-        )
+        fake = self.network.degrade(hr, torch.randn(len(hr), self.network.noise_dim(hr.shape[-1]), device=hr.device))
         pixel = F.mse_loss(fake.float(), F.avg_pool2d(hr, self.network.scale))
         adversarial = self.opponent.loss(fake)
         loss = pixel + self.opponent.options.weight * adversarial

@@ -109,7 +109,7 @@ class SRObjective(nn.Module):
     """What an SR network minimises, as a module for data-parallel training.
 
     Without an opponent, or before it begins, the pixel loss. With it, the content loss (of pixels, or of features in
-    SRGAN) and the weighted adversarial loss.
+    SRGAN, or of both) and the weighted adversarial loss.
     """
 
     def __init__(
@@ -135,6 +135,9 @@ class SRObjective(nn.Module):
                 target = self.features(hr)
             terms = {"perceptual": content_loss(self.features(sr), target)}
             content = options.perceptual_weight * terms["perceptual"]
+            if options.pixel_weight:
+                terms["pixel"] = self.pixel(sr, hr)
+                content = content + options.pixel_weight * terms["pixel"]
         fake = sr if real_lr is None else torch.cat([sr, self.network(real_lr)])
         terms["adversarial"] = self.opponent.loss(fake)
         return Losses(content + options.weight * terms["adversarial"], terms, fake)
