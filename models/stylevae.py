@@ -165,7 +165,7 @@ class StyleVAE(DegraderNetwork):
     paper_recipe = Recipe(epochs=10, learning_rate=1e-4)  # § 4.1: Adam (0.9, 0.999), constant rate
     # A code is read the better the smaller the last steps are.
     mini_recipe = Recipe(
-        max_steps=1000, batch_size=32, learning_rate=1e-3, ema_decay=0.98, optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8))
+        max_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.98, optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8))
     )
     presets: ClassVar = {
         "debug": {
@@ -268,9 +268,8 @@ class StyleVAE(DegraderNetwork):
         code, grain = noise[:, : self.config.style_dim], noise[:, self.config.style_dim :]
         z = code if style is None else reparameterise(*self.encode_style(style), code)
         size = (hr.shape[-2] // self.scale, hr.shape[-1] // self.scale)
-        return self.generate(
-            self.encode_content(hr), z, grain.unflatten(1, (NOISE_CHANNELS, *size)) if self.config.camera else None
-        )
+        planes = grain.unflatten(1, (NOISE_CHANNELS, *size)) if self.config.camera else None
+        return self.generate(self.encode_content(hr), z, planes)
 
     def forward(self, hr: torch.Tensor, lr: torch.Tensor, generate: bool = True) -> StyleVAEOutput:
         """Degrade `hr` in the style of the unpaired `lr`, unless only its code is asked for; z is drawn with torch's

@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 
 NETWORK = "attentive"
 """Of every row, so that rows differ in nothing but their training pairs."""
-PRETRAIN_STEPS = {"debug": 4, "demo": 200, "paper": None}
+PRETRAIN_STEPS = {"debug": 4, "demo": 150, "paper": None}
 """Of the network that all rows start from, on bicubic pairs; by preset, None: the whole recipe."""
-ROW_STEPS = {"debug": 4, "demo": 250, "paper": None}
+ROW_STEPS = {"debug": 4, "demo": 200, "paper": None}
 """Of each row after that."""
 _HR_SIZE = SizedConfig.model_fields["hr_size"].default  # of every step
 

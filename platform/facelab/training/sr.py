@@ -45,7 +45,7 @@ class TrainSRConfig(TrainConfig):
     NETWORKS: ClassVar[Mapping[str, type[Network]]] = _NETWORKS
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "debug": {"max_steps": 4, "batch_size": 4},  # seconds, to see that everything is connected
-        "demo": {"max_steps": 300},  # about a minute on two cores
+        "demo": {"max_steps": 300, "validation_images": 64},  # about a minute on two cores
         "mini": {},  # minutes on two cores: small networks, each by the small recipe in its file
         "paper": {},  # published sizes, each by the recipe of its own paper, which stands in its file
     }
