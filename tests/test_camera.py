@@ -8,13 +8,16 @@ import pytest
 import torch
 from facelab.images import to_float, to_uint8
 from facelab.samples.faces import sample_face
+from facelab.trained.weights import build_features
 from PIL import Image
 from scipy.linalg import expm
+from torch import nn
 
 from models import StyleVAE, kl_divergence
 from models.camera import SETTINGS, START_MEAN, expose, record
 from models.jpeg import jpeg
 from models.losses import recognition_loss
+from models.stylevae_loss import LossWeights, StyleVAELoss
 
 
 def faces(count: int, size: int) -> torch.Tensor:
@@ -140,6 +143,23 @@ def test_recognition_trains_the_encoder_alone():
     recognition_loss(*network.recognise(torch.rand(4, 3, 64, 64) * 2 - 1)).backward()
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
     assert trained == {"style_encoder"}
+
+
+@pytest.mark.parametrize("lambda_style", [0.0, 1.0])
+def test_no_image_is_made_that_nobody_looks_at(monkeypatch, lambda_style):
+    """Without Eq. 2 and MI, only that of recognition."""
+    network = StyleVAE(4, camera=True, blocks=0, style_dim=len(SETTINGS), channels=8)
+    weights = LossWeights(lambda_style=lambda_style, lambda_mi=0.0)
+    layers = ("block0",)
+    features = build_features("mobilenet_v2", layers, None, min_size=16) if lambda_style else None
+    loss = StyleVAELoss(nn.ModuleDict({"main": network}), features, weights, layers, layers)
+    made = []
+    generate = network.generate
+    monkeypatch.setattr(network, "generate", lambda *given: made.append(1) or generate(*given))
+    total, terms = loss(torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 3, 16, 16) * 2 - 1)
+    assert len(made) == (2 if lambda_style else 1)
+    assert ("style" in terms) == bool(lambda_style)
+    torch.testing.assert_close(total, sum(value for name, value in terms.items() if name.startswith("weighted_")))
 
 
 def test_recognition_loss_is_the_gaussian_likelihood():

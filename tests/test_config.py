@@ -155,6 +155,23 @@ def test_wrong_options_are_one_line(arguments, says):
     assert "secret" not in str(caught.value)
 
 
+def test_something_trains_the_generators_blocks():
+    """Eq. 2 or MI; a camera alone needs neither."""
+    given = [
+        "--output",
+        "out",
+        *REQUIRED[TrainDegraderConfig],
+        "--weights.lambda-style",
+        "0",
+        "--weights.lambda-mi",
+        "0",
+    ]
+    with pytest.raises(UsageError, match="nothing trains the generator's blocks"):
+        parse(TrainDegraderConfig, given, "job")
+    camera = ["--stylevae.camera", "--stylevae.blocks", "0", "--stylevae.style-dim", "9"]
+    assert parse(TrainDegraderConfig, [*given, *camera], "job").stylevae.camera
+
+
 def test_unknown_yaml_key_names_the_nearest(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("attentive: {windw: 3}\n")
