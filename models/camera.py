@@ -37,8 +37,8 @@ NOISE_CHANNELS = 4
 def expose(hr: torch.Tensor, settings: torch.Tensor, scale: int) -> torch.Tensor:
     """Blur, sampling and contrast: (B, 3, H, W), (B, 9) -> (B, 3, H/scale, W/scale).
 
-    The kernel is a Gaussian around the LR pixel's centre, so that nothing moves; its covariance, in LR px, is the
-    matrix exponential of a symmetric matrix, so that any numbers give a valid one.
+    The kernel is a Gaussian around the LR pixel's centre, so that nothing moves, cut off at 3 LR px; its covariance is
+    the matrix exponential of a symmetric matrix, so that no numbers give an invalid one.
     """
     s = _named(settings)
     kernels = _gaussians(s["blur"], s["stretch"], s["slant"], scale)  # (B, K, K)

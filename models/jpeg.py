@@ -41,7 +41,8 @@ def jpeg(images: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
 def _quantised(planes: torch.Tensor, table: tuple[tuple[int, ...], ...], scale: torch.Tensor) -> torch.Tensor:
     """Planes (B, C, h, w) around 0 after rounding their 8x8 DCT coefficients to multiples of the scaled table's."""
     batch, channels, height, width = planes.shape
-    steps = (torch.tensor(table).to(planes) * scale[:, None, None]).round().clamp(1, 255)[:, None, None, None]
+    steps = (torch.tensor(table).to(planes) * scale[:, None, None] + 0.5).floor()  # halves up, as libjpeg
+    steps = steps.clamp(1, 255)[:, None, None, None]
     dct = _dct(planes)
     blocks = planes.view(batch, channels, height // 8, 8, width // 8, 8).transpose(3, 4)  # (B, C, h/8, w/8, 8, 8)
     coefficients = dct @ blocks @ dct.T

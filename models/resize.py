@@ -18,6 +18,13 @@ def resize(images: torch.Tensor, height: int, width: int | None = None) -> torch
     return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
+def fine_detail(images: torch.Tensor) -> torch.Tensor:
+    """Float images (B, C, h, w) without what is coarser than 4 px; around 0, in twice their range. Blur, noise and
+    compression change it, but not which face, colours and light are seen."""
+    height, width = images.shape[-2:]
+    return images - resize(resize(images, max(height // 4, 1), max(width // 4, 1)), height, width)
+
+
 def upscale(images: torch.Tensor, scale: int) -> torch.Tensor:
     """(B, C, h, w) -> (B, C, scale·h, scale·w)."""
     return resize(images, images.shape[-2] * scale, images.shape[-1] * scale)

@@ -13,7 +13,7 @@ from models.camera import NOISE_CHANNELS, SETTINGS, START_MEAN, START_SPREAD, ex
 from models.network import DegraderNetwork
 from models.precision import at_least_float32
 from models.recipe import Optimiser, Recipe
-from models.resize import resize
+from models.resize import fine_detail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +132,6 @@ class Generator(nn.Module):
         return torch.tanh(self.to_rgb(nn.functional.leaky_relu(content, 0.2)))
 
 
-def fine(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, h, w) without its coarse part: blur, noise and compression change detail, not colours and shading."""
-    height, width = images.shape[2:]
-    return images - resize(resize(images, max(height // 4, 1), max(width // 4, 1)), height, width)
-
-
 _LAYERS = {  # of MobileNetV2, which stands for VGG-16 in these presets
     "perceptual.style_layers": ["block0", "block1", "block3", "block6"],
     "perceptual.content_layers": ["block1", "block3"],
@@ -199,10 +193,14 @@ class StyleVAE(DegraderNetwork):
 
     def parameter_groups(self, learning_rate: float) -> list[dict]:
         """The prior of the camera's settings, a mean and a spread of each, learns ten times as fast as the weights."""
-        prior = [value for name, value in self.named_parameters() if name.startswith("prior_")]
-        others = [value for name, value in self.named_parameters() if not name.startswith("prior_")]
+        prior = self.prior()
+        others = [value for value in self.parameters() if not any(value is each for each in prior)]
         groups = [{"params": others, "lr": learning_rate}]
         return [*groups, {"params": prior, "lr": 10 * learning_rate}] if prior else groups
+
+    def prior(self) -> list[nn.Parameter]:
+        """Mean and log spread of p(z) for the camera's settings, (9,) each; without a camera p(z) is N(0, I)."""
+        return [self.prior_mean, self.prior_log_spread] if self.config.camera else []
 
     def noise_dim(self, hr_size: int) -> int:
         return self.config.style_dim + (NOISE_CHANNELS * (hr_size // self.scale) ** 2 if self.config.camera else 0)
@@ -214,10 +212,8 @@ class StyleVAE(DegraderNetwork):
             return mu, logvar
         n = len(SETTINGS)
         mean, log_spread = self.prior_mean, self.prior_log_spread
-        settings = (mu[:, :n] - mean) * torch.exp(-log_spread)
-        return torch.cat([settings, mu[:, n:]], dim=1), torch.cat(
-            [logvar[:, :n] - 2 * log_spread, logvar[:, n:]], dim=1
-        )
+        code, spread = (mu[:, :n] - mean) * torch.exp(-log_spread), logvar[:, :n] - 2 * log_spread
+        return torch.cat([code, mu[:, n:]], dim=1), torch.cat([spread, logvar[:, n:]], dim=1)
 
     def encode_content(self, hr: torch.Tensor) -> torch.Tensor:
         """E_HR: sharp faces (B, 3, H, W) -> content code (B, C, H/scale, W/scale), C = channels; with a camera
@@ -234,19 +230,23 @@ class StyleVAE(DegraderNetwork):
         features, pixels = content.split([content.shape[1] - 3 * self.scale**2, 3 * self.scale**2], dim=1)
         if noise is None:
             noise = torch.randn(len(content), NOISE_CHANNELS, *content.shape[2:], device=content.device)
-        change = fine(self.generator(features, style[:, len(SETTINGS) :])) if self.config.blocks else None
+        change = self.generator(features, style[:, len(SETTINGS) :]) if self.config.blocks else None
         # E_LR and the prior learn the settings from images whose settings are known, not from Eq. 2: see `recognise`.
         settings = self.settings(at_least_float32(style)).detach()
         with torch.autocast(content.device.type, enabled=False):  # half precision has too few grey levels for JPEG
             hr = nn.functional.pixel_shuffle(at_least_float32(pixels), self.scale)
             low = expose(hr, settings, self.scale)
-            low = low if change is None else low + at_least_float32(change)
+            low = low if change is None else low + fine_detail(at_least_float32(change))
             return record(low, settings, noise)
 
     def settings(self, style: torch.Tensor) -> torch.Tensor:
-        """Style codes (B, M) -> the camera's settings (B, 9)."""
-        z = style[:, : len(SETTINGS)]
-        return _scaled(self.prior_mean + torch.exp(self.prior_log_spread) * z)
+        """Style codes (B, M) -> the camera's settings (B, 9), in its own units."""
+        standard = self._standard_settings(style).clamp(-8, 8)  # farther out, the camera's numbers overflow
+        return standard * standard.new_tensor(START_SPREAD) + standard.new_tensor(START_MEAN)
+
+    def _standard_settings(self, style: torch.Tensor) -> torch.Tensor:
+        """Style codes (B, M) -> settings (B, 9), standardised by what the camera starts with: what E_LR reads."""
+        return self.prior_mean + torch.exp(self.prior_log_spread) * style[:, : len(SETTINGS)]
 
     def recognise(self, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Degrade `hr` by settings of the prior, and let E_LR read them: target, mu and logvar, (B, 9) each.
@@ -258,7 +258,7 @@ class StyleVAE(DegraderNetwork):
         n = len(SETTINGS)
         with torch.no_grad():
             style = torch.randn(len(hr), self.config.style_dim, device=hr.device)
-            target = self.prior_mean + torch.exp(self.prior_log_spread) * style[:, :n]
+            target = self._standard_settings(style)
             generated = self.generate(self.encode_content(hr), style)
         mu, logvar = self.style_encoder(generated)
         return target, mu[:, :n], logvar[:, :n]
@@ -279,11 +279,6 @@ class StyleVAE(DegraderNetwork):
             return StyleVAEOutput(None, mu, logvar)
         style = reparameterise(mu, logvar, torch.randn_like(mu))
         return StyleVAEOutput(self.generate(self.encode_content(hr), style), mu, logvar)
-
-
-def _scaled(settings: torch.Tensor) -> torch.Tensor:
-    """(B, 9), standardised by what the camera starts with -> in its own units."""
-    return settings * settings.new_tensor(START_SPREAD) + settings.new_tensor(START_MEAN)
 
 
 def reparameterise(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,8 @@ class LossWeights:
         for field in fields(self):
             if not getattr(self, field.name) >= 0:  # nor nan
                 raise ValueError(f"weights.{field.name} must be at least 0, not {getattr(self, field.name)}")
+        if self.kl_from >= 1:
+            raise ValueError(f"weights.kl_from is a fraction of the run, below 1, not {self.kl_from}")
 
 
 class StyleVAELoss(nn.Module):

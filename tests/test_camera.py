@@ -34,8 +34,8 @@ def settings(count: int = 1, **values: float) -> torch.Tensor:
 @pytest.mark.parametrize("quality", [20, 50, 75, 95])
 @pytest.mark.parametrize("size", [16, 64])
 def test_jpeg_is_pillows(quality, size):
-    """Within rounding, which Pillow's fixed-point arithmetic does elsewhere: 2 grey levels on average, where the
-    compression itself changes more."""
+    """Within rounding, which Pillow's fixed-point arithmetic does elsewhere: 1.2 grey levels on average, where compression
+    changes 3 to 15. Chroma by nearest neighbours is 1.6 to 3.4 off, tables that round halves to even 1.7."""
     images, expected = faces(20, size), []
     for image in images:
         buffer = io.BytesIO()
@@ -43,8 +43,7 @@ def test_jpeg_is_pillows(quality, size):
         expected.append(torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1))
     found = to_uint8(jpeg(to_float(images), torch.full((20,), float(quality))))
     error = (found.double() - torch.stack(expected).double()).abs().mean()
-    done = (images.double() - torch.stack(expected).double()).abs().mean()
-    assert error < min(2, 0.5 * done)
+    assert error < 1.2
 
 
 def test_jpeg_of_any_size_and_its_gradient():
@@ -104,12 +103,19 @@ def test_noise_has_the_spread_that_the_settings_say(level, share, shot):
 
 
 def test_faces_keep_place_and_colours():
-    """A camera of any settings but the extreme moves no colours: the mean of each channel within 6 grey levels."""
+    """Settings of the prior, and blocks beside the camera, leave the mean of each channel within 12 grey levels, and a
+    face where it is: moved by an HR pixel to any side, it is less like its LR."""
     torch.manual_seed(0)
     network = StyleVAE(4, camera=True, channels=16, blocks=1)
-    hr = to_float(faces(20, 64))
-    low = network.degrade(hr, torch.randn(20, network.noise_dim(64)))
-    assert (low - torch.nn.functional.avg_pool2d(hr, 4)).mean(dim=(2, 3)).abs().max() < 6 / 127.5
+    nn.init.normal_(network.generator.to_rgb.weight, std=0.1)
+    hr = to_float(faces(20, 72))
+    low = network.degrade(hr, torch.randn(20, network.noise_dim(72)))
+    pooled = {
+        (dy, dx): nn.functional.avg_pool2d(hr.roll((dy, dx), (2, 3)), 4) for dy in (-1, 0, 1) for dx in (-1, 0, 1)
+    }
+    assert (low - pooled[0, 0]).mean(dim=(2, 3)).abs().max() < 12 / 127.5
+    inside = {shift: (low - small)[..., 1:-1, 1:-1].square().mean() for shift, small in pooled.items()}
+    assert min(inside, key=inside.get) == (0, 0)
 
 
 def test_the_camera_sees_no_half_precision():
@@ -118,6 +124,17 @@ def test_the_camera_sees_no_half_precision():
     with torch.autocast("cpu", torch.bfloat16):
         low = network.degrade(hr, noise)
     assert torch.equal(low, network.degrade(hr, noise))
+
+
+def test_blocks_beside_the_camera_may_be_of_half_precision():
+    """Their share of the image is small: within 6 grey levels on average, as JPEG rounds some of it elsewhere."""
+    torch.manual_seed(0)
+    network = StyleVAE(4, camera=True, channels=16, blocks=1)
+    nn.init.normal_(network.generator.to_rgb.weight, std=0.1)
+    hr, noise = to_float(faces(4, 64)), torch.randn(4, network.noise_dim(64))
+    with torch.autocast("cpu", torch.bfloat16):
+        low = network.degrade(hr, noise)
+    assert (low - network.degrade(hr, noise)).abs().mean() < 6 / 127.5
 
 
 def test_the_prior_follows_the_codes_of_real_faces():

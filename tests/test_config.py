@@ -156,7 +156,7 @@ def test_wrong_options_are_one_line(arguments, says):
 
 
 def test_something_trains_the_generators_blocks():
-    """Eq. 2 or MI; a camera alone needs neither."""
+    """Eq. 2 or MI; a camera alone has no use for them."""
     given = [
         "--output",
         "out",
@@ -170,6 +170,12 @@ def test_something_trains_the_generators_blocks():
         parse(TrainDegraderConfig, given, "job")
     camera = ["--stylevae.camera", "--stylevae.blocks", "0", "--stylevae.style-dim", "9"]
     assert parse(TrainDegraderConfig, [*given, *camera], "job").stylevae.camera
+    with pytest.raises(UsageError, match="there are none"):
+        parse(TrainDegraderConfig, [*given, *camera, "--weights.lambda-mi", "0.1"], "job")
+    with pytest.raises(UsageError, match="below 1"):
+        parse(TrainDegraderConfig, [*given, *camera, "--weights.kl-from", "30"], "job")
+    with pytest.raises(UsageError, match="paper_mini is the styleVAE's"):
+        parse(TrainDegraderConfig, [*given, "--preset", "paper_mini", "--model", "bulat"], "job")
 
 
 def test_unknown_yaml_key_names_the_nearest(tmp_path):

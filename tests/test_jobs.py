@@ -309,8 +309,8 @@ def test_steps_delete_nothing_but_what_they_made(tmp_path):
 
 @pytest.mark.slow
 def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local, tmp_path):
-    """What the project is for, on held-out identities, by a measure that training never sees: half the distance of
-    bicubic LR or less is the goal (seeds 0, 1 and 2: README); here it must be 0.6 of it."""
+    """What the project is for, on held-out identities, by a measure that training never sees: at most a third of the
+    distance of bicubic LR, which the classical degrader does not reach."""
     faces = make_sample_sets(build(SampleFacesConfig, preset="demo", output=str(tmp_path / "faces")))
     assert faces["n_test"] == 200
     hr, lr, test = (str(tmp_path / "faces" / name) for name in ("hr", "lr", "test"))
@@ -323,7 +323,7 @@ def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local
         name: degradation_distances(images, truth.lr)["degradation_distance"]
         for name, images in (("learnt", learnt), ("bicubic", resize(truth.hr, 16)))
     }
-    assert distance["learnt"] < 0.6 * distance["bicubic"]
+    assert distance["learnt"] < distance["bicubic"] / 3
 
 
 @pytest.mark.faces

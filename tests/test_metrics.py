@@ -194,7 +194,7 @@ def test_interval_and_extrapolation_of_the_distance():
 def test_a_jackknife_of_a_mean_is_the_interval_that_scipy_gives_it():
     """Of equal groups: Student's t over the groups' means."""
     groups = np.random.default_rng(0).normal(3, 1, (10, 7))
-    without = [np.delete(groups, i, axis=0).mean() for i in range(10)]
+    without = np.array([np.delete(groups, i, axis=0).mean() for i in range(10)])
     error = stats.sem(groups.mean(axis=1))
     expected = stats.t.interval(0.95, 9, loc=groups.mean(), scale=error)
     assert jackknife(groups.mean(), without) == pytest.approx(expected)

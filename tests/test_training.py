@@ -41,6 +41,12 @@ def degrader_config(hr, lr, out, **values) -> TrainDegraderConfig:
     return build(TrainDegraderConfig, **dict(preset="debug", hr=str(hr), lr=str(lr), output=str(out)) | values)
 
 
+CAMERA = {
+    "stylevae": {"camera": True, "blocks": 0, "style_dim": 9, "channels": 16},
+    "weights": {"lambda_style": 0, "lambda_mi": 0, "kl_from": 0.6},
+}
+
+
 def sr_config(hr, out, **values) -> TrainSRConfig:
     return build(TrainSRConfig, **dict(preset="debug", hr=str(hr), output=str(out), model="attentive") | values)
 
@@ -59,6 +65,8 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     ("stage", "stop"),
     [
         ("stylevae", 3),
+        ("camera", 3),
+        ("camera", 5),
         ("attentive", 3),
         ("srgan", 5),
         pytest.param("srgan", 3, marks=pytest.mark.slow),
@@ -67,12 +75,14 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None
     ],
 )
 def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, lr_folder):
-    """Killed after some of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights. For srgan, the
-    adversarial phase begins after step 4, so one run resumes before it and one inside it."""
+    """Killed after some of 6 steps, in the middle of an epoch, then resumed: bit for bit the same weights. For srgan and
+    for the camera, the second phase begins after step 4, so one run resumes before it and one inside it."""
 
     def config(out, **values):
         if stage in ("attentive", "srgan", "vdsr"):
             return sr_config(hr_folder, out, model=stage, **values)
+        if stage == "camera":
+            return degrader_config(hr_folder, lr_folder, out, **CAMERA, **values)
         return degrader_config(hr_folder, lr_folder, out, model=stage, **values)
 
     class Dies(Notes):
@@ -95,7 +105,7 @@ def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, l
             assert_equal(values, parts.optimisers[name]["state"][index])
     assert_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
     assert (whole.segment, parts.segment) == (0, 1)
-    phase = {"stylevae": "", "bulat": "", "srgan": "adversarial"}.get(stage, "pixel")
+    phase = {"stylevae": "whole", "camera": "whole", "bulat": "", "srgan": "adversarial"}.get(stage, "pixel")
     assert whole.phase == parts.phase == phase
 
 
@@ -135,7 +145,7 @@ def test_watched_pairs_are_logged_and_change_nothing(ray_local, tmp_path, hr_fol
         options |= {"preset": "debug", "model": "attentive", "pairs": pairs[0], "max_steps": 16}
         config = build(TrainSRConfig, output=str(tmp_path / name), **options)
         found[name] = run_training(config, lambda: notes[name])  # noqa: B023
-    assert config.inputs() == [(pairs[0], "pairs"), (pairs[1], "pairs")]
+    assert (config.inputs(), config.watched()) == ([(pairs[0], "pairs")], [(pairs[1], "pairs")])
     assert_equal(weights_of(tmp_path / "alone"), weights_of(tmp_path / "watching"))
     assert found["alone"].items() <= found["watching"].items()
     values = notes["watching"].values
@@ -450,6 +460,10 @@ def test_two_workers_train_the_stylevae_and_go_on_from_another_kind(ray_local, t
     state = checkpoint.newest(str(tmp_path / "checkpoints"))
     assert (state.step, state.segment) == (5, 2)
     assert all(torch.isfinite(value).all() for value in state.networks.values())
+    run_training(degrader_config(hr_folder, lr_folder, tmp_path / "camera", workers=2, **CAMERA), Notes)
+    state = checkpoint.newest(str(tmp_path / "camera" / "checkpoints"))
+    assert (state.step, state.phase) == (4, "whole")
+    assert state.networks["networks.main.prior_mean"].abs().max() > 0  # the KL has moved it
 
 
 @pytest.mark.slow

@@ -313,7 +313,10 @@ def best_point(rows: list[dict[str, Any]], metric: str, mode: str) -> tuple[str,
 def sweep_plan(config: SweepConfig) -> str:
     trials = trial_table(config)
     lines = [f"{trial['name']}: {trial['options']}" for trial in trials[:40]]
-    return f"{len(trials)} trials below {config.output}/trials:\n#   " + "\n#   ".join(lines)
+    return (
+        f"{len(trials)} trials of preset {training_preset(config)} below {config.output}/trials:\n#   "
+        + "\n#   ".join(lines)
+    )
 
 
 SWEEP = Job("sweep", SweepConfig, sweep, sweep_plan)

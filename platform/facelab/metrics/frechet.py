@@ -241,7 +241,7 @@ def estimate(reference: Reference, groups: Sequence[Moments]) -> FrechetEstimate
     without: tuple[float, ...] = ()
     if whole.count - max(g.count for g in groups) >= 2 and min(g.count for g in groups):
         without = tuple(reference.distance(merged([g for g in groups if g is not left])) for left in groups)
-        low, high = jackknife(value, without)
+        low, high = jackknife(value, np.array(without))
     if whole.count // 5 > dims:
         points = [(float(whole.count), value)]
         for parts in (2, 5):  # each size uses every image once

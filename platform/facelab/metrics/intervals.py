@@ -1,6 +1,6 @@
 """95 % intervals of means over images, by a bootstrap of faces that streams, merges, and pairs models by itself."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -22,7 +22,7 @@ class Interval:
     mean: float
     low: float | None
     """2.5 % and 97.5 % quantiles over replicates that draw faces, each with all its variants; None for fewer than
-    LEAST_FACES, however many images they have."""
+    LEAST_FACES, however many images they have, and for a ratio whose denominator may be 0."""
     high: float | None
     n: int
     """Images."""
@@ -93,6 +93,7 @@ class Bootstrap:
         Are these 2.5 % or more, the whole cannot be told from 0, and no share is ruled out (Fieller 1954): no interval.
         """
         part, whole = self._total
+        assert self.count[0] == self.count[1], "a share is of the same images"
         if not whole > 0:
             return None
         low = high = None
@@ -109,12 +110,29 @@ class Bootstrap:
         return Interval(float(part / whole), low, high, int(self.count[1]))
 
 
-def jackknife(value: float, without: Sequence[float]) -> tuple[float, float]:
+def jackknife(value: float, without: np.ndarray) -> tuple[float, float]:
     """95 % interval of a number of a set of images; `without` is the same number of all but each of its equal groups in
     turn. The delete-a-group jackknife (Kott 2001), with Student's t: for what is no mean, as a Fréchet distance."""
-    groups, left = len(without), np.asarray(without)
-    error = np.sqrt((groups - 1) / groups * np.square(left - left.mean()).sum()) * t.ppf(0.975, groups - 1)
+    groups, left = len(without), without - without.mean()
+    error = np.sqrt((groups - 1) / groups * np.square(left).sum()) * t.ppf(0.975, groups - 1)
     return float(value - error), float(value + error)
+
+
+def jackknifed(values: np.ndarray, whole: np.ndarray | None = None) -> Interval | None:
+    """A number, followed by what it is without each group of images, with its interval; or as a share of `whole`, given
+    alike. None where it is not finite, or the whole not above 0; without low and high where no groups follow, or, as in
+    `share_of_gap`, where the whole is not certainly above 0."""
+    groups = len(values) - 1
+    if whole is not None:
+        if not whole[0] > 0:
+            return None
+        certain = groups and jackknife(whole[0], whole[1:])[0] > 0 and (whole > 0).all()
+        values = (values / whole) if certain else values[:1] / whole[:1]
+    if not np.isfinite(values[0]):
+        return None
+    known = len(values) > 1 and np.isfinite(values).all()
+    low, high = jackknife(values[0], values[1:]) if known else (None, None)
+    return Interval(float(values[0]), low, high, groups)
 
 
 def paired_difference(

@@ -76,7 +76,7 @@ class TrainConfig(FacesConfig):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Older ones are deleted."""
     validation_images: int = Field(default=512, ge=2)
-    """At most so many held-out images choose the best epoch."""
+    """At most so many held-out images choose the best epoch; of watched pairs, as many are looked at."""
     resume: bool = False
     """Go on from the newest checkpoint below --output, if there is one; without it, such an --output is refused."""
     register_as: str | None = None
@@ -130,6 +130,10 @@ class TrainConfig(FacesConfig):
     def inputs(self) -> list[tuple[str, str]]:
         """(URI, kind of shards) of what is trained on."""
         raise NotImplementedError
+
+    def watched(self) -> list[tuple[str, str]]:
+        """The same of what is only looked at."""
+        return []
 
     @property
     def registry_name(self) -> str:

@@ -25,8 +25,7 @@ from facelab.training.update import Update
 from models import DEGRADERS, build_degrader
 from models.features import FEATURE_NETWORKS
 from models.network import DegraderNetwork, Network
-from models.resize import resize
-from models.stylevae import fine
+from models.resize import fine_detail, resize
 from models.stylevae_loss import LossWeights
 
 
@@ -100,12 +99,19 @@ class TrainDegraderConfig(TrainConfig):
             raise ValueError("adversarial: bulat's degrader needs a weight, and has no pre-training or perceptual loss")
         if self.model == "stylevae" and self.weights.lambda_mi and self.batch_size < 2 * max(self.workers, 1):
             raise ValueError(f"batch_size {self.batch_size}: mutual information needs 2 images per worker")
-        untrained = self.model == "stylevae" and not (self.weights.lambda_style or self.weights.lambda_mi)
-        if untrained and self.stylevae.blocks:  # pyrefly: ignore  (of with_options)
+        if self.model != "stylevae":
+            if self.preset == "paper_mini":
+                raise ValueError(f"preset paper_mini is the styleVAE's; {self.model} has mini and paper")
+            return self
+        judged = bool(self.weights.lambda_style or self.weights.lambda_mi)
+        if judged != bool(self.stylevae.blocks):  # pyrefly: ignore  (of with_options)
             raise ValueError(
+                "weights: lambda_style and lambda_mi train the generator's blocks, and there are none: give 0 for "
+                "both, or stylevae.blocks"
+                if judged else
                 "weights: nothing trains the generator's blocks: give weights.lambda_style or lambda_mi, or leave the "
                 "image to a camera, with stylevae.camera and stylevae.blocks 0"
-            )
+            )  # fmt: skip
         return self
 
     def inputs(self) -> list[tuple[str, str]]:
@@ -202,7 +208,9 @@ class DegraderStage:
 
     def _judged(self, images: torch.Tensor) -> torch.Tensor:
         """Features of fine detail alone: which faces, colours and light the two sets have is not what is judged."""
-        return self.judge.pooled(fine(to_float(images.to(self.context.device))))[self.config.perceptual.selection_layer]
+        return self.judge.pooled(fine_detail(to_float(images.to(self.context.device))))[
+            self.config.perceptual.selection_layer
+        ]
 
     def picture(self, network: nn.Module) -> np.ndarray:
         """Rows: sharp face, its bicubic LR, generated LR, a real LR face, which gave the style where one is used."""

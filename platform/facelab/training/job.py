@@ -39,7 +39,7 @@ def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:
 
 def check_inputs(config: TrainConfig) -> None:
     """Raises UsageError where a URI holds nothing that can be trained on."""
-    for uri, kind in config.inputs():
+    for uri, kind in [*config.inputs(), *config.watched()]:
         kind_of(uri, kind)  # a wrong input is told before workers start
 
 
@@ -49,8 +49,9 @@ def training_plan(config: TrainConfig) -> str:
     limits = [f"{config.epochs} epochs"] if config.epochs else []
     limits += [f"{config.max_steps} steps"] if config.max_steps else []
     sources = " and ".join(uri for uri, _ in config.inputs())
+    watched = "".join(f", watching {uri}" for uri, _ in config.watched())
     return (
-        f"train {config.model} on {sources} in {where} for {' or '.join(limits)}, batch {config.batch_size}; "
+        f"train {config.model} on {sources}{watched} in {where} for {' or '.join(limits)}, batch {config.batch_size}; "
         f"write model/, checkpoints/ and samples/ to {config.output}; register it in MLflow"
     )
 

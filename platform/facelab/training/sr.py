@@ -61,7 +61,8 @@ class TrainSRConfig(TrainConfig):
     init_from: Annotated[str, uri_or(REGISTRY)] | None = None
     """A trained model of the same method to start from, also of another scale (EDSR and RDN: x4 from x2)."""
     watch: Uri | None = None
-    """Pairs of which every epoch logs watch/psnr_rgb and watch/ssim_y beside val/…; nothing is chosen by them."""
+    """Pairs, at most --validation-images of them, of which every epoch logs watch/psnr_rgb and watch/ssim_y beside
+    val/…; nothing is chosen by them, and nothing trained on them."""
     pixel_loss: Literal["l1", "l2", "sse"] = "l1"
     """l1, l2: mean over pixels; sse: half an image's sum of squares. Of RGB in [-1, 1]; srcnn, vdsr: of Y in [0, 1]."""
     lr_patch_size: int | None = Field(default=None, ge=4)
@@ -82,8 +83,10 @@ class TrainSRConfig(TrainConfig):
 
     def inputs(self) -> list[tuple[str, str]]:
         sources = [(self.pairs, "pairs")] if self.pairs else [(str(self.hr), "faces")]
-        sources += [(self.lr, "faces")] if self.lr else []
-        return sources + ([(self.watch, "pairs")] if self.watch else [])
+        return sources + ([(self.lr, "faces")] if self.lr else [])
+
+    def watched(self) -> list[tuple[str, str]]:
+        return [(self.watch, "pairs")] if self.watch else []
 
     @property
     def lr_side(self) -> int:

@@ -14,6 +14,9 @@ from models.recipe import Optimiser
 from models.stylevae import StyleVAE
 from models.stylevae_loss import StyleVAELoss
 
+RECOGNITION, WHOLE = "recognition", "whole"
+"""Phases: E_LR learns to read a camera's settings; then the KL divergence counts, too."""
+
 
 class StyleVAEStage(DegraderStage):
     """Stage 1 for the training loop."""
@@ -30,6 +33,7 @@ class StyleVAEStage(DegraderStage):
             self.optimisers["statistics"] = build_optimiser(
                 Optimiser(), self.networks["statistics"].parameters(), learning_rate=1e-3
             )
+        self.phase = RECOGNITION if config.weights.kl_from else WHOLE
         p, features = config.perceptual, None
         if config.weights.lambda_style > 0:
             layers = tuple(dict.fromkeys(p.content_layers + p.style_layers))
@@ -39,8 +43,16 @@ class StyleVAEStage(DegraderStage):
         self.objective = StyleVAELoss(self.networks, features, config.weights, p.content_layers, p.style_layers)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
-        with_kl = update.progress >= self.config.weights.kl_from
-        return update.apply(update.forward(self.objective, *self.batch(step), with_kl), *self.optimisers.values())
+        if self.phase == RECOGNITION and update.progress >= self.config.weights.kl_from:
+            self.phase = WHOLE  # for good: a resumed run may be longer, and its progress smaller
+            network = self.networks["main"]
+            assert isinstance(network, StyleVAE)
+            for (
+                parameter
+            ) in network.prior():  # Adam has seen no gradient of these yet, and would take it for a huge one
+                self.optimisers["main"].state.pop(parameter, None)
+        losses = update.forward(self.objective, *self.batch(step), self.phase == WHOLE)
+        return update.apply(losses, *self.optimisers.values())
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:
