@@ -758,7 +758,11 @@ def test_report_of_hostile_text(tmp_path):
 
 def demo_results(**values) -> DemoResults:
     given = {name: {} for name in ("faces", "table", "summary", "runs", "seconds")}
-    return DemoResults(**given | {"test": "", "tracking_uri": "", "sr_runs": {}} | values)
+    return DemoResults(
+        **given
+        | {"test": "", "classical": torch.zeros(0, 3, 16, 16, dtype=torch.uint8), "tracking_uri": "", "sr_runs": {}}
+        | values
+    )
 
 
 def test_a_demo_suggests_commands_that_a_shell_understands(tmp_path):
