@@ -121,7 +121,7 @@ def jackknife(value: float, without: np.ndarray) -> tuple[float, float]:
 def jackknifed(values: np.ndarray, whole: np.ndarray | None = None) -> Interval | None:
     """A number, followed by what it is without each group of images, with its interval; or as a share of `whole`, given
     alike. None where it is not finite, or the whole not above 0; without low and high where no groups follow, or, as in
-    `share_of_gap`, where the whole is not certainly above 0."""
+    `share_of_gap`, where the whole is not certainly above 0. Its n counts the groups."""
     groups = len(values) - 1
     if whole is not None:
         if not whole[0] > 0:

@@ -208,9 +208,8 @@ class DegraderStage:
 
     def _judged(self, images: torch.Tensor) -> torch.Tensor:
         """Features of fine detail alone: which faces, colours and light the two sets have is not what is judged."""
-        return self.judge.pooled(fine_detail(to_float(images.to(self.context.device))))[
-            self.config.perceptual.selection_layer
-        ]
+        features = self.judge.pooled(fine_detail(to_float(images.to(self.context.device))))
+        return features[self.config.perceptual.selection_layer]
 
     def picture(self, network: nn.Module) -> np.ndarray:
         """Rows: sharp face, its bicubic LR, generated LR, a real LR face, which gave the style where one is used."""

@@ -47,9 +47,8 @@ class StyleVAEStage(DegraderStage):
             self.phase = WHOLE  # for good: a resumed run may be longer, and its progress smaller
             network = self.networks["main"]
             assert isinstance(network, StyleVAE)
-            for (
-                parameter
-            ) in network.prior():  # Adam has seen no gradient of these yet, and would take it for a huge one
+            # Adam has seen no gradient of the prior yet, and would take the first for a huge one.
+            for parameter in network.prior():
                 self.optimisers["main"].state.pop(parameter, None)
         losses = update.forward(self.objective, *self.batch(step), self.phase == WHOLE)
         return update.apply(losses, *self.optimisers.values())
