@@ -157,9 +157,10 @@ class StyleVAE(DegraderNetwork):
     scales = (2, 4, 8)
     uses_style = True
     paper_recipe = Recipe(epochs=10, learning_rate=1e-4)  # § 4.1: Adam (0.9, 0.999), constant rate
-    # A code is read the better the smaller the last steps are.
+    # A code is read the better the smaller the last steps are; at half the rate, or after 800 steps, the prior has not
+    # yet come from where it starts to what real faces have.
     mini_recipe = Recipe(
-        max_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.98, optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8))
+        max_steps=1200, batch_size=32, learning_rate=2e-3, ema_decay=0.98, optimiser=Optimiser(decay_at=(0.4, 0.6, 0.8))
     )
     presets: ClassVar = {
         "debug": {
