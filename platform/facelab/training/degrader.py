@@ -77,7 +77,8 @@ class TrainDegraderConfig(TrainConfig):
         "demo": _MOBILENET | {"validation_images": 128},
         "mini": _MOBILENET | {"validation_images": 128},
         # The paper's styleVAE alone, at that size, for its ablations.
-        "paper_mini": _MOBILENET | {"max_steps": 400, "batch_size": 16, "optimiser.decay_at": ()},
+        "paper_mini": _MOBILENET
+        | {"max_steps": 400, "batch_size": 16, "learning_rate": 1e-3, "optimiser.decay_at": ()},
         "paper": {},
     }
 
