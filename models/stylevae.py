@@ -140,7 +140,7 @@ _LAYERS = {  # of MobileNetV2, which stands for VGG-16 in these presets
 # What works on drawn and on real faces alike (docs/degradation.md): a camera, learnt by recognition, as all of G.
 _CAMERA = _LAYERS | {
     "stylevae.camera": True,
-    "stylevae.blocks": 0,  # beside a camera, AdaIN and Eq. 2 cost nearly 5 dB of content and bring y_LR no closer to x_LR
+    "stylevae.blocks": 0,  # beside a camera, AdaIN and Eq. 2 cost nearly 5 dB of content and bring y_LR no nearer
     "stylevae.style_dim": len(SETTINGS),
     "stylevae.channels": 48,
     "weights.lambda_style": 0.0,

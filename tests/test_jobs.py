@@ -22,7 +22,15 @@ from facelab.config import JobConfig, build, parse
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
-from facelab.experiments.demo import DEMO, PRETRAIN_STEPS, ROW_STEPS, DemoConfig, comparisons, demo_steps
+from facelab.experiments.demo import (
+    DEMO,
+    OWN_ROW_STEPS,
+    PRETRAIN_STEPS,
+    ROW_STEPS,
+    DemoConfig,
+    comparisons,
+    demo_steps,
+)
 from facelab.experiments.steps import Step, run_steps
 from facelab.job import Job
 from facelab.metrics import degradation_distances
@@ -185,7 +193,9 @@ def test_of_own_faces_nobody_knows_the_ceiling():
     assert list(own) == ["stylevae", "pretrained", "sr/b", "sr/classical", "sr/s"]
     drawn = trainings()
     assert list(drawn) == [*own, "sr/ceiling"]
+    demo = trainings(preset="demo", hr="a", lr="b", test="c", real="d")
     for row in ("sr/b", "sr/classical", "sr/s"):
+        assert demo[row].max_steps == OWN_ROW_STEPS["demo"]
         assert drawn[row].watch.endswith("/out/faces/test")
         assert own[row].watch is None
 
@@ -310,11 +320,12 @@ def test_steps_delete_nothing_but_what_they_made(tmp_path):
 @pytest.mark.slow
 def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local, tmp_path):
     """What the project is for, on held-out identities, by a measure that training never sees: at most a third of the
-    distance of bicubic LR, which the classical degrader does not reach."""
+    distance of bicubic LR, which the classical degrader does not reach. After half of the preset's steps."""
     faces = make_sample_sets(build(SampleFacesConfig, preset="demo", output=str(tmp_path / "faces")))
     assert faces["n_test"] == 200
     hr, lr, test = (str(tmp_path / "faces" / name) for name in ("hr", "lr", "test"))
-    training = build(TrainDegraderConfig, preset="demo", hr=hr, lr=lr, output=str(tmp_path / "stylevae"))
+    output = str(tmp_path / "stylevae")
+    training = build(TrainDegraderConfig, preset="demo", max_steps=600, hr=hr, lr=lr, output=output)
     run_training(training, Notes)
     truth = load_pairs(test)
     degrader = load_degrader(build(SynthesizeConfig, hr=hr, lr=lr, degrader=training.output, output=str(tmp_path)))
