@@ -146,7 +146,7 @@ _CAMERA = _LAYERS | {
     "weights.lambda_style": 0.0,
     "weights.lambda_mi": 0.0,  # recognition bounds the information of z and y_LR instead, and keeps the code alive
     "weights.lambda_kl": 1e-3,  # Adam steps the prior alike for any weight; a large one would pull E_LR to the prior
-    "weights.kl_from": 0.3,  # earlier, E_LR cannot read settings yet, and the prior would follow its errors
+    "weights.kl_from": 0.3,  # earlier, E_LR cannot read settings yet, and the prior may follow its errors
 }
 
 
