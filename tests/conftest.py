@@ -88,6 +88,18 @@ def real_faces() -> Path:
     return FACES
 
 
+def trained_degrader(hr: str, lr: str, folder: Path, **options):
+    """The demo's styleVAE, trained on these faces, as a degrader that takes its styles from `lr`."""
+    from facelab.config import build
+    from facelab.synthesis.job import SynthesizeConfig, load_degrader
+    from facelab.training.degrader import TrainDegraderConfig
+    from facelab.training.launch import run_training
+
+    output = str(folder / "stylevae")
+    run_training(build(TrainDegraderConfig, preset="demo", hr=hr, lr=lr, output=output, **options), Notes)
+    return load_degrader(build(SynthesizeConfig, hr=hr, lr=lr, degrader=output, output=str(folder)))
+
+
 def he_(module: nn.Module) -> None:
     """Random convolutions whose activations keep their size through the layers."""
     for child in module.modules():

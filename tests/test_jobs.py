@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, Notes
+from conftest import ROOT, trained_degrader
 from facelab.config import JobConfig, build, parse
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.tensors import load_faces, load_pairs
@@ -36,10 +36,8 @@ from facelab.job import Job
 from facelab.metrics import degradation_distances
 from facelab.metrics.protocol import metric_names
 from facelab.samples.sets import SampleFacesConfig, make_sample_sets
-from facelab.synthesis.job import SYNTHESIZE, SynthesizeConfig, load_degrader
+from facelab.synthesis.job import SYNTHESIZE
 from facelab.training.config import TrainConfig
-from facelab.training.degrader import TrainDegraderConfig
-from facelab.training.launch import run_training
 
 from models.resize import resize
 
@@ -324,11 +322,8 @@ def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local
     faces = make_sample_sets(build(SampleFacesConfig, preset="demo", output=str(tmp_path / "faces")))
     assert faces["n_test"] == 200
     hr, lr, test = (str(tmp_path / "faces" / name) for name in ("hr", "lr", "test"))
-    output = str(tmp_path / "stylevae")
-    training = build(TrainDegraderConfig, preset="demo", max_steps=600, hr=hr, lr=lr, output=output)
-    run_training(training, Notes)
     truth = load_pairs(test)
-    degrader = load_degrader(build(SynthesizeConfig, hr=hr, lr=lr, degrader=training.output, output=str(tmp_path)))
+    degrader = trained_degrader(hr, lr, tmp_path, max_steps=600)
     learnt, _ = degrader.degrade(truth.hr, truth.hr_ids, 0)
     distance = {
         name: degradation_distances(images, truth.lr)["degradation_distance"]

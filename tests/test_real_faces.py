@@ -5,11 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Notes
+from conftest import Notes, trained_degrader
 from facelab.config import build
 from facelab.data.tensors import load_faces
 from facelab.metrics import degradation_distances, psnr
-from facelab.synthesis.job import SynthesizeConfig, load_degrader
 from facelab.training.degrader import TrainDegraderConfig
 from facelab.training.launch import run_training
 from facelab.training.sr import TrainSRConfig
@@ -56,11 +55,9 @@ def test_the_learnt_degradation_is_that_of_real_faces(tmp_path, real_faces):
     """The demo's degrader on other people's photographs, against crops that it has not seen: at most half of bicubic
     LR's distance, with the face left as it is."""
     hr, lr = (str(real_faces / name / "train") for name in ("hr", "lr_wider"))
-    training = build(TrainDegraderConfig, preset="demo", hr=hr, lr=lr, output=str(tmp_path / "stylevae"))
-    run_training(training, Notes)
     sharp = load_faces(str(real_faces / "lfw" / "test"), 64)
     real = load_faces(str(real_faces / "lr_wider" / "test"), 16).images
-    degrader = load_degrader(build(SynthesizeConfig, hr=hr, lr=lr, degrader=training.output, output=str(tmp_path)))
+    degrader = trained_degrader(hr, lr, tmp_path)
     bicubic = resize(sharp.images, 16)
     draws = [degrader.degrade(sharp.images, sharp.digests, variant)[0] for variant in range(8)]  # one varies by a tenth
     distance = {

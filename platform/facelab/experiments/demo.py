@@ -42,7 +42,7 @@ PRETRAIN_STEPS = {"debug": 4, "demo": 150, "paper": None}
 """Of the network that all rows start from, on bicubic pairs; by preset, None: the whole recipe."""
 ROW_STEPS = {"debug": 4, "demo": 200, "paper": None}
 """Of each row after that, of drawn faces."""
-OWN_ROW_STEPS = {"debug": 4, "demo": 600, "paper": None}
+OWN_ROW_STEPS = ROW_STEPS | {"demo": 600}
 """The same of one's own faces, which differ more, and there is one row less to train."""
 _HR_SIZE = SizedConfig.model_fields["hr_size"].default  # of every step
 
