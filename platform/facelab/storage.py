@@ -12,14 +12,22 @@ import shutil
 import tempfile
 import unicodedata
 import uuid
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from queue import Queue
+from typing import Any
 from urllib.parse import unquote
 
+import boto3
 import pyarrow.fs as pafs
 import s3fs
-from botocore.exceptions import BotoCoreError
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from facelab.errors import StoreError, UsageError
 
@@ -96,15 +104,25 @@ class _S3(s3fs.S3FileSystem):
         return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
 
 
+_SETTINGS: dict[str, Any] = {
+    "connect_timeout": 10,
+    "read_timeout": 60,
+    # 5xx, slow-down, resets and timeouts: again after 0 to 1, 2, 4, 8, 16 s.
+    "retries": {"mode": "standard", "max_attempts": 6},
+    # Some stores send the checksum of a whole object with a part of it, such as one column of a shard.
+    "response_checksum_validation": "when_required",
+}
+
+
 def _s3() -> s3fs.S3FileSystem:
-    settings = {
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        # Some stores send the checksum of a whole object with a part of it, such as one column of a shard.
-        "response_checksum_validation": "when_required",
-    }
     # Other jobs write too: a cached listing would hide what they wrote.
-    return _S3(use_listings_cache=False, config_kwargs=settings)
+    return _S3(use_listings_cache=False, config_kwargs=_SETTINGS)
+
+
+@cache
+def _client() -> Any:
+    """For listings page by page; s3fs would hold them whole."""
+    return boto3.client("s3", config=Config(max_pool_connections=_LISTERS, **_SETTINGS))
 
 
 _HINTS = {
@@ -113,6 +131,8 @@ _HINTS = {
     errno.EROFS: "the disk is read-only: choose another place",
     errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
 }
+_DENIED = "check the AWS credentials, whether they have expired, their rights on this bucket, and this machine's clock"
+_UNREACHED = "check AWS_ENDPOINT_URL, the network and the store; then run the same command again"
 
 
 @contextmanager
@@ -127,13 +147,21 @@ def explained(uri: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise UsageError(f"{uri}: not found") from error
-    except (OSError, BotoCoreError) as error:
+    except (OSError, BotoCoreError, ClientError) as error:
+        code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
+        if code in ("404", "NoSuchBucket", "NoSuchKey"):
+            raise UsageError(f"{uri}: not found") from error
         if uri.startswith("s3://"):
-            hint = "check AWS_ENDPOINT_URL, the AWS credentials, whether they have expired, and this machine's clock"
+            denied = isinstance(error, PermissionError | NoCredentialsError) or code in _DENIALS
+            hint = _DENIED if denied else _UNREACHED
         else:
             hint = hint_for(error) or "check path and rights"
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise StoreError(f"{uri}: cannot be reached or written ({reason}): {hint}") from error
+
+
+_DENIALS = ("403", "AccessDenied", "Forbidden", "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken",
+            "RequestTimeTooSkewed")  # fmt: skip
 
 
 def hint_for(error: BaseException) -> str | None:
@@ -154,46 +182,114 @@ def is_file(uri: str) -> bool:
         return filesystem.get_file_info(path).type == pafs.FileType.File
 
 
-def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]]:
-    """(path relative to `uri`, URI) of every file below it, sorted; `suffixes` in lower case filter by name.
+@dataclass(frozen=True)
+class Found:
+    """A file of a listing."""
 
-    Each real file once, however many links lead to it; hidden files and folders (.name, __MACOSX) never. Of a name that
-    is no UTF-8, and so could be no id, the bytes are spelt out.
+    name: str
+    """Relative to the folder; of a name that is no UTF-8, and so could be no id, the bytes are spelt out."""
+    uri: str
+    size: int
+    """Bytes."""
+
+
+def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    """(name, URI) of what `scan` finds, sorted."""
+    return sorted((found.name, found.uri) for found in scan(uri, suffixes))
+
+
+def scan(uri: str, suffixes: tuple[str, ...] = ()) -> Iterator[Found]:
+    """Every file below a folder, little by little, in an order that depends on the names alone; of S3, by many prefixes
+    at the same time. `suffixes` in lower case filter by name.
+
+    Each real file once, however many links lead to it; hidden files and folders (.name, __MACOSX) never.
     """
     uri = _place(uri)
+    listing = _keys(uri) if uri.startswith("s3://") else _walk(uri, suffixes or ("",))
     with explained(uri):
-        if uri.startswith("s3://"):
-            found = [key for key in _keys(uri) if key.lower().endswith(suffixes or ("",))]
-        else:
-            found = list(_walk(uri, suffixes or ("",)))
-    names = (os.fsencode(place[len(uri) :].lstrip("/")).decode(errors="backslashreplace") for place in found)
-    shown = zip(names, found, strict=True)
-    return sorted((name, place) for name, place in shown if name and not any(map(_hidden, name.split("/"))))
+        for place, size in listing:
+            name = os.fsencode(place[len(uri) :].lstrip("/")).decode(errors="backslashreplace")
+            if name and name.lower().endswith(suffixes or ("",)) and not any(map(_hidden, name.split("/"))):
+                yield Found(name, place, size)
 
 
-def _keys(uri: str) -> list[str]:
-    """s3:// URIs of every key below a prefix, or of the key itself; folder markers are none."""
-    return [f"s3://{key}" for key in _s3().find(uri) if not key.endswith("/")]  # pyrefly: ignore
+_LISTERS = 32
+_PAGES_AHEAD = 4
+
+
+def _keys(uri: str) -> Iterator[tuple[str, int]]:
+    """(s3:// URI, bytes) of every key below a prefix, or of the key itself; folder markers are none."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    if key:
+        with suppress(ClientError):  # a prefix
+            yield uri, _client().head_object(Bucket=bucket, Key=key)["ContentLength"]
+            return
+    prefix = f"{key}/" if key else ""
+    prefixes, files = [prefix], []
+    while 0 < len(prefixes) < _LISTERS:
+        found = [_page(bucket, each) for each in prefixes]
+        deeper = [below for folders, _ in found for below in folders]
+        files += [file for _, here in found for file in here]
+        prefixes = deeper
+    yield from files
+    with ThreadPoolExecutor(_LISTERS) as pool:
+        waiting = deque()
+        for each in prefixes:
+            waiting.append(pages := Queue(_PAGES_AHEAD))
+            pool.submit(_list_into, pages, bucket, each)
+        while waiting:
+            pages = waiting.popleft()
+            while (page := pages.get()) is not None:
+                if isinstance(page, Exception):
+                    raise page
+                yield from page
+
+
+def _page(bucket: str, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
+    """Folders and files right below a prefix."""
+    folders, files = [], []
+    for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
+        folders += [each["Prefix"] for each in page.get("CommonPrefixes", ())]
+        files += _files(bucket, page)
+    return folders, files
+
+
+def _files(bucket: str, page: dict[str, Any]) -> list[tuple[str, int]]:
+    found = ((each["Key"], each["Size"]) for each in page.get("Contents", ()))
+    return [(f"s3://{bucket}/{key}", size) for key, size in found if not key.endswith("/")]
+
+
+def _list_into(pages: "Queue[Any]", bucket: str, prefix: str) -> None:
+    """Pages of a prefix, then None; or what went wrong."""
+    try:
+        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            pages.put(_files(bucket, page))
+        pages.put(None)
+    except Exception as error:  # told by the one who takes the pages
+        pages.put(error)
 
 
 def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """Every file below a folder of such a name; links come after all that really lies there, and lead to nothing that
-    was seen. A link's own name counts: what it leads to may have any, as in the stores of git-annex or Hugging Face."""
+def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+    """(path, bytes) of every file below a folder of such a name; links come after all that really lies there, and lead
+    to nothing that was seen. A link's own name counts: what it leads to may have any, as in the stores of git-annex or
+    Hugging Face. Only folders and what links lead to are remembered, so that memory does not grow with the files."""
     real = os.path.realpath(base)
-    seen = set(map(str, Path(real).parents))  # a link to a folder above would lead to this one's neighbours
+    above = set(map(str, Path(real).parents))  # a link to one would lead to this folder's neighbours
+    seen: set[str] = set()
     folders, links = [(base, real)] if os.path.isdir(real) else [], []
     while folders or links:
-        place, real = folders.pop() if folders else links.pop(0)
-        if real in seen:
-            continue
+        linked = not folders
+        place, real = links.pop(0) if linked else folders.pop()
         if os.path.isdir(real):
+            if real in seen or real in above:
+                continue
             seen.add(real)
             try:
-                entries = sorted(os.scandir(real), key=lambda entry: entry.name)
+                entries = sorted(os.scandir(real), key=lambda entry: entry.name, reverse=True)
             except FileNotFoundError:  # deleted just now
                 continue
             for entry in entries:
@@ -205,8 +301,14 @@ def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[str]:
                 else:
                     folders.append((path, f"{real.rstrip('/')}/{entry.name}"))
         elif place.lower().endswith(suffixes) and (os.path.isfile(real) or _leads_nowhere(place)):
-            seen.add(real)
-            yield place
+            if real in seen:
+                continue
+            if linked:
+                here = os.path.dirname(real) in seen and not _hidden(Path(real).name)
+                if here and os.path.isfile(real) and real.lower().endswith(suffixes):
+                    continue  # met where it lies
+                seen.add(real)
+            yield place, os.path.getsize(real) if os.path.exists(real) else 0
 
 
 def _leads_nowhere(place: str) -> bool:
@@ -224,10 +326,16 @@ def read_bytes(uri: str) -> bytes:
 def _replacing(target: Path) -> Iterator[Path]:
     """A path aside to fill, which then takes the place of `target`; nothing half-written is ever there."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    with _aside(target) as aside:
+        yield aside
+        os.replace(aside, target)
+
+
+@contextmanager
+def _aside(target: Path) -> Iterator[Path]:
     aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         yield aside
-        os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -241,6 +349,27 @@ def write_bytes(uri: str, data: bytes) -> None:
             return
         with _replacing(Path(uri)) as aside:
             aside.write_bytes(data)
+
+
+def create(uri: str, data: bytes) -> bool:
+    """Write an object that is not there yet; False where it is. Of two that try at once, one succeeds, unless they try
+    on a store that does not know conditional puts."""
+    uri = _place(uri)
+    with explained(uri):
+        try:
+            if uri.startswith("s3://"):
+                if _s3().exists(uri):
+                    return False
+                _s3().pipe_file(uri, data, mode="create")
+                return True
+            place = Path(uri)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with _aside(place) as aside:
+                aside.write_bytes(data)
+                os.link(aside, place)  # unlike a rename, it never replaces
+        except FileExistsError:
+            return False
+    return True
 
 
 def upload(local: Path, uri: str) -> None:
@@ -269,7 +398,7 @@ def local_copy(uri: str) -> Iterator[Path]:
         target = Path(folder) / Path(uri).name
         with explained(uri):
             # Lists, as s3fs has its own idea of what a path with [ ] in it is copied to.
-            names = [key.removeprefix(uri) for key in _keys(uri)]
+            names = [key.removeprefix(uri) for key, _ in _keys(uri)]
             if not names:
                 raise FileNotFoundError(uri)
             if any(".." in name.split("/") for name in names):

@@ -20,7 +20,7 @@ from facelab.errors import UsageError
 from facelab.tracking.client import client_of
 
 # What facelab.trained.pyfunc imports.
-MODEL_REQUIREMENTS = ("torch", "safetensors", "numpy", "pillow", "pyarrow", "s3fs", "botocore")
+MODEL_REQUIREMENTS = ("torch", "safetensors", "numpy", "pillow", "pyarrow", "s3fs", "boto3", "botocore")
 
 
 def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> str:

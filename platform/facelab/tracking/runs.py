@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterator
@@ -17,12 +16,12 @@ import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
-import facelab
 from facelab.config import REGISTRY, RUN, JobConfig, flatten, to_yaml, without_secret
 from facelab.errors import UsageError
 from facelab.tracking.client import client_of, tracking_uri
 from facelab.tracking.logger import RunLogger
 from facelab.tracking.registry import fetched_model, register_model
+from facelab.version import git_sha
 
 _HIDDEN = ("tracking_uri", "output", "config", "dry_run", "experiment")  # said by tags and artifacts, or of no interest
 
@@ -199,19 +198,6 @@ def metric_history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
         return []
-
-
-def git_sha() -> str:
-    """Of the checkout, with + when it has changes; "unknown" outside one."""
-    root = Path(facelab.__path__[0]).parents[1]
-    try:
-        sha = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
-        )
-        changed = subprocess.run(["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return sha.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def environment() -> str:
