@@ -160,6 +160,8 @@ class ActorConfig(JobConfig):
 
     actors: int = Field(default=1, ge=1)
     """Model actors working at the same time; the result does not depend on how many."""
+    max_actors: int | None = Field(default=None, ge=1)
+    """Up to so many while the work queues and the cluster has, or grows, room for them; default --actors."""
     cpus_per_actor: float = Field(default=0.5, gt=0)
     """CPUs reserved per actor; below 1, several share a core."""
     gpus_per_actor: float = Field(default=0, ge=0)

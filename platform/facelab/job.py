@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C", bound=JobConfig)
 
+_RAYS_ADVICE = " Failed to apply UDF transform"
+"""How that begins which Ray Data appends to what a task raises."""
 DONE, FAILED, UNUSABLE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -59,7 +61,8 @@ class Job(Generic[C]):
             return TERMINATED
         except Exception as error:  # the one place where every error ends
             if (usage := _usage_error(error)) is not None:
-                print(f"error: {without_secret(str(usage).splitlines()[0])}", file=sys.stderr)  # Ray appends advice
+                text = str(usage).splitlines()[0].split(_RAYS_ADVICE)[0]
+                print(f"error: {without_secret(text)}", file=sys.stderr)
                 return UNUSABLE
             print(without_secret(traceback.format_exc()), file=sys.stderr)
             print(f"error: jobs.{self.name} failed: {without_secret(str(error))}", file=sys.stderr)

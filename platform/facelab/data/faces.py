@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field
 
 from facelab import storage
 from facelab.config import JobConfig, SizedConfig
 from facelab.data import shards
-from facelab.errors import UsageError
+from facelab.errors import StoreError, UsageError
 from facelab.images import LARGE_SIDE, MAX_PIXELS, BadImage, encode_png, is_plain, read_image, training_image
 
 MIN_SIDE = 12
 """Below it nothing of a face is left (px)."""
 _TOO_SMALL = "too small"
-_MOST_BYTES = 8 * MAX_PIXELS
+MOST_BYTES = 8 * MAX_PIXELS
 """Of a file: more than any image that is taken has, in any format."""
 _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 """Errors of a disk that say nothing of the other files."""
@@ -79,16 +80,24 @@ def require_usable(uri: str, rejected: int, total: int, first: str, max_rejected
         )
 
 
-def face_row(identifier: str, data: bytes, source: str) -> dict[str, Any]:
+def face_row(
+    identifier: str, data: bytes, source: str, split: str = "", box: tuple[int, int, int, int] | None = None
+) -> dict[str, Any]:
     """A row of FACE_SCHEMA from an image file's bytes.
 
     Plain 8-bit sRGB files are kept byte for byte; anything else becomes PNG, so that readers meet nothing odd.
+
+    Args:
+        split: where a recipe knows better than the rule.
+        box: left, top, right, bottom of the face, px: what is kept, as far as it lies in the image.
 
     Raises:
         BadImage: with the reason for the rejected table.
     """
     image = read_image(data)
-    if not is_plain(data):
+    if box is not None:
+        image = _cropped(image, box)
+    if box is not None or not is_plain(data):
         data = encode_png(np.asarray(image))
     digest = hashlib.sha256(data).hexdigest()
     return dict(
@@ -97,26 +106,33 @@ def face_row(identifier: str, data: bytes, source: str) -> dict[str, Any]:
         height=image.height,
         width=image.width,
         source=source,
-        split=shards.split_of(identifier),
+        split=split or shards.split_of(identifier),
         sha256=digest,
     )
 
 
-def read_face(name: str, uri: str, source: str) -> dict[str, Any]:
-    """The face row of one image file.
+def _cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    left, top, right, bottom = max(box[0], 0), max(box[1], 0), min(box[2], image.width), min(box[3], image.height)
+    if left >= right or top >= bottom:
+        raise BadImage(f"no face: the box {box} lies outside the image of {image.width}x{image.height} px")
+    return image.crop((left, top, right, bottom))
+
+
+def read_file(uri: str) -> bytes:
+    """The bytes of one image file.
 
     Raises:
         BadImage: the reason why it cannot be used.
         StoreError: no file can be read. On S3, that is also what a denied one means: keys, a token, a clock.
     """
-    if os.path.exists(uri) and (size := os.path.getsize(uri)) > _MOST_BYTES:
+    if os.path.exists(uri) and (size := os.path.getsize(uri)) > MOST_BYTES:
         raise BadImage(f"too large: a file of {size / 2**20:.0f} MiB")
     try:
-        data = storage.read_bytes(uri)
+        return storage.read_bytes(uri)
     except UsageError as error:
         cause = error.__cause__
         here = not uri.startswith("s3://") and isinstance(cause, OSError) and cause.errno in _OF_ONE_FILE
-        if here or isinstance(cause, FileNotFoundError):
-            raise BadImage(f"unreadable: {os.strerror(cause.errno or errno.ENOENT)}") from error  # pyrefly: ignore
+        if here or not isinstance(error, StoreError):
+            why = os.strerror(getattr(cause, "errno", None) or errno.ENOENT)
+            raise BadImage(f"unreadable: {why}") from error
         raise
-    return face_row(name, data, source)

@@ -1,6 +1,6 @@
 """Images -> face shards: every file becomes a row, or is set aside with its reason."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -8,9 +8,13 @@ from pydantic import Field
 
 from facelab.config import JobConfig, Uri
 from facelab.data import shards
+from facelab.data.copies import drop_copies
 from facelab.data.faces import MIN_SIDE, require_side, require_usable
+from facelab.data.manifest import Manifest
 from facelab.data.recipes import RECIPES
+from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
 from facelab.data.source import Row, Unit, read
+from facelab.data.units import image_units
 from facelab.data.work import fill
 from facelab.images import BadImage
 from facelab.job import Job
@@ -28,10 +32,10 @@ class PrepareConfig(JobConfig):
         "paper": {},
     }
 
-    WRITES = (*JobConfig.WRITES, "manifest.json", "rejected.parquet")
+    WRITES = (*JobConfig.WRITES, *SET_FILES)
 
     input: Uri
-    """Folder or s3:// prefix of JPEG, PNG, WebP or BMP files; subfolders are searched."""
+    """Folder, archive or s3:// prefix, as the recipe says; of a folder of images, subfolders are searched."""
     recipe: Literal[tuple(RECIPES)] = "folder"  # pyrefly: ignore
     """How the input is laid out: `folder` takes every image file below it."""
     min_side: int = Field(default=MIN_SIDE, ge=1)
@@ -40,38 +44,46 @@ class PrepareConfig(JobConfig):
     """Fail when more than this share of the files, copies aside, is rejected: something is wrong with the input as a
     whole."""
     rows_per_shard: int = Field(default=2000, ge=1)
-    """Files read and written by one task."""
+    """At most so many images are read and written by one task, as one shard."""
+    shard_mib: float = Field(default=128, gt=0)
+    """Of so many MiB of image files at most."""
     overwrite: bool = False
-    """Replace a finished shard set at --output."""
+    """Delete the shard set at --output, begun or finished, and write it anew."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the shards, beside where the input lies."""
+        names = ("recipe", "min_side", "rows_per_shard", "shard_mib")
+        return {name: getattr(self, name) for name in names} | {"source": self.input}
 
     def check_output(self) -> None:
         super().check_output()
-        shards.refuse_finished(self.output, self.overwrite)
+        if not self.overwrite:
+            refuse_other(self.output, self.settings())
 
 
 def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any]:
-    """Do the job; returns its summary.
+    """Do the job; returns its summary. What an interrupted run of the same settings committed is kept.
 
     Raises:
-        UsageError: no images, none usable, or too many rejected.
+        UsageError: no images, none usable, or too many rejected; at --output is a set of other settings, or one that
+            another job is writing.
     """
-    source = RECIPES[config.recipe](config.input)
-    units, schema = source.units(config.rows_per_shard), shards.FACE_SCHEMA
-    fill(config.output, schema, units, partial(_faces, min_side=config.min_side), overwrite=config.overwrite)
+    with claimed(config.output, "faces", config.settings(), {}, overwrite=config.overwrite) as target:
+        manifest = target.finished() or _fill(config, target)
+    return manifest.counts | {"data_hash": manifest.hash}
+
+
+def _fill(config: PrepareConfig, target: ShardSet) -> Manifest:
+    items = RECIPES[config.recipe]().find(config.input)
+    units = image_units(target, config.input, items, config.rows_per_shard, config.shard_mib * 2**20)
+    fill(target, units, partial(_faces, min_side=config.min_side))
     names = [unit.name for unit in units]
-    _drop_copies(config.output, names)
-    totals = shards.settle(config.output, names)
+    drop_copies(target.uri, names)
+    totals = target.totals(names)
     copies, small = totals.reasons["copy"], "lower --min-side (jobs.demo: give --allow-enlarged)"
-    unusable, files = totals.rejected - copies, source.rows - copies
+    unusable, files = totals.rejected - copies, totals.rows + totals.rejected - copies
     require_usable(config.input, unusable, files, totals.first, config.max_rejected, small)
-    details = {"recipe": config.recipe, "source": source.uri, "rejected": totals.rejected, "min_side": config.min_side}
-    manifest = shards.finish_set(config.output, "faces", totals, details)
-    return {
-        "n": manifest.rows,
-        "n_rejected": totals.rejected,
-        "data_hash": manifest.hash,
-        **{f"rejected_{kind.replace(' ', '_')}": count for kind, count in sorted(totals.reasons.items())},
-    }
+    return target.finish(totals)
 
 
 def _faces(unit: Unit, min_side: int) -> Iterator[Row]:
@@ -82,24 +94,6 @@ def _faces(unit: Unit, min_side: int) -> Iterator[Row]:
             yield row
         except BadImage as error:
             yield row | {"rejected": str(error)}
-
-
-def _drop_copies(output: str, units: Sequence[str]) -> None:
-    """Of files with equal bytes, the one whose name comes first stays: the others would be counted twice, and might be
-    validated on after they were trained on."""
-    first: dict[str, str] = {}
-    rows = {
-        receipt.unit: shards.read_columns(shards.shard_uri(output, receipt.unit), ["id", "sha256"])
-        for receipt in shards.read_receipts(output, units)
-        if receipt.rows
-    }
-    for columns in rows.values():
-        for identifier, digest in zip(*columns, strict=True):
-            first[digest] = min(identifier, first.get(digest, identifier))
-    for unit, columns in rows.items():
-        copies = {i: f"copy: of {first[digest]}" for i, digest in zip(*columns, strict=True) if first[digest] != i}
-        if copies:
-            shards.set_aside(output, unit, copies, shards.FACE_SCHEMA)
 
 
 def prepare_plan(config: PrepareConfig) -> str:

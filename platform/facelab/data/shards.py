@@ -1,24 +1,22 @@
-"""Parquet shard sets: the schemas of face and pair shards; a shard and its receipt; the manifest, last of all."""
+"""Shards: the schemas of face and pair shards, a shard and its receipt, and how rows are read back."""
 
 import hashlib
 import io
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facelab import storage
-from facelab.data.tables import LongTable, chunks, write_table
-from facelab.errors import UsageError
+from facelab.data.tables import chunks, write_table
+from facelab.errors import StoreError, UsageError
 
 FACE_SCHEMA = pa.schema(
     [
@@ -40,12 +38,15 @@ PAIR_SCHEMA = pa.schema(
         ("lr", pa.binary()),
         ("style_mode", pa.string()),
         ("style_ids", pa.list_(pa.string())),
+        ("style_weights", pa.list_(pa.float32())),
         ("style_bank", pa.string()),
         ("seed", pa.int64()),
         ("model", pa.string()),
         ("split", pa.string()),
+        ("hr_sha256", pa.string()),
     ]
 )
+SCHEMAS = {"faces": FACE_SCHEMA, "pairs": PAIR_SCHEMA}
 REJECTED_SCHEMA = pa.schema([("id", pa.string()), ("source", pa.string()), ("reason", pa.string())])
 
 VALIDATION_SHARE = 0.1
@@ -90,8 +91,12 @@ class Receipt:
     rows: int
     row_hash: str
     """RowHash of the rows, hex."""
+    bytes: int
+    """Of the shard."""
     sha256: str
     """Of the shard's bytes; empty where no row was usable, and there is no shard."""
+    splits: dict[str, int]
+    """Split -> rows."""
     rejected: list[dict[str, str]]
     """Rows of REJECTED_SCHEMA."""
     enlarged: int = 0
@@ -109,22 +114,16 @@ def commit(
     """Write a unit's shard below `uri`, then its receipt, each atomically. Done again, it writes the same files."""
     row_hash = RowHash()
     for row in rows:
-        row_hash.add(_content(row))
-    digest = ""
+        row_hash.add(row)
+    written, digest = 0, ""
     if rows:
-        digest = write_table(shard_uri(uri, unit), rows, schema)
+        written, digest = write_table(shard_uri(uri, unit), rows, schema)
     else:
         storage.delete(shard_uri(uri, unit))  # of an earlier commit, when there were rows
-    receipt = Receipt(unit, len(rows), row_hash.hexdigest(), digest, rejected, enlarged)
-    storage.write_text(_receipt_uri(uri, unit), json.dumps(vars(receipt)))
+    splits = dict(sorted(Counter(row["split"] for row in rows).items()))
+    receipt = Receipt(unit, len(rows), row_hash.hexdigest(), written, digest, splits, rejected, enlarged)
+    storage.write_text(receipt_uri(uri, unit), json.dumps(vars(receipt)))
     return receipt
-
-
-def _content(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row's hash is taken of: all of it, but not a pair's split where that is the rule's, so that a set which
-    has no such column, and is read by the rule, has the same hash."""
-    by_rule = "hr_id" in row and row.get("split") == split_of(row["hr_id"])
-    return {key: value for key, value in row.items() if not (by_rule and key == "split")}
 
 
 def set_aside(uri: str, unit: str, reasons: dict[str, str], schema: pa.Schema) -> None:
@@ -133,16 +132,27 @@ def set_aside(uri: str, unit: str, reasons: dict[str, str], schema: pa.Schema) -
     rows = read_shard(shard_uri(uri, unit), schema.names)
     rejected = [{"id": r["id"], "source": r["source"], "reason": reasons[r["id"]]} for r in rows if r["id"] in reasons]
     kept = [row for row in rows if row["id"] not in reasons]
+    storage.delete(receipt_uri(uri, unit))  # until it fits the shard again: killed in between, the unit is made anew
     commit(uri, unit, kept, receipt.rejected + rejected, schema, receipt.enlarged)
+
+
+def shard_name(unit: str) -> str:
+    """What the shard of a unit is called."""
+    return f"part-{unit}.parquet"
 
 
 def shard_uri(uri: str, unit: str) -> str:
     """Where the shard of a unit lies."""
-    return storage.join(uri, f"part-{unit}.parquet")
+    return storage.join(uri, shard_name(unit))
 
 
-def _receipt_uri(uri: str, unit: str) -> str:
+def receipt_uri(uri: str, unit: str) -> str:
     return storage.join(uri, "receipts", f"{unit}.json")
+
+
+def is_committed(uri: str, unit: str) -> bool:
+    """Whether a unit has its receipt."""
+    return storage.exists(receipt_uri(uri, unit))
 
 
 def read_receipt(uri: str, unit: str) -> Receipt:
@@ -150,7 +160,7 @@ def read_receipt(uri: str, unit: str) -> Receipt:
     Raises:
         UsageError: there is none.
     """
-    return Receipt(**json.loads(storage.read_bytes(_receipt_uri(uri, unit))))
+    return Receipt(**json.loads(storage.read_bytes(receipt_uri(uri, unit))))
 
 
 def read_receipts(uri: str, units: Iterable[str]) -> Iterator[Receipt]:
@@ -164,123 +174,25 @@ def read_receipts(uri: str, units: Iterable[str]) -> Iterator[Receipt]:
             yield from pool.map(partial(read_receipt, uri), part)
 
 
-def settle(uri: str, units: Sequence[str]) -> "Totals":
-    """What the receipts of all units add up to; what was set aside, and why, is listed in `uri`/rejected.parquet."""
-    totals = Totals.of(read_receipts(uri, units))
-    if totals.rejected:
-        _write_rejected(uri, (row for receipt in read_receipts(uri, units) for row in receipt.rejected))
-    return totals
+def read_shard(uri: str, columns: Sequence[str], sha256: str = "") -> list[dict[str, Any]]:
+    """The rows of one shard.
 
-
-def _write_rejected(uri: str, rejected: Iterable[dict[str, str]]) -> None:
-    with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
-        file = Path(folder) / "rejected.parquet"
-        with LongTable(file, REJECTED_SCHEMA) as table:
-            for part in chunks(rejected, 10_000):
-                table.add({name: [row[name] for row in part] for name in REJECTED_SCHEMA.names})
-        storage.upload(file, storage.join(uri, "rejected.parquet"))
-
-
-@dataclass
-class Totals:
-    """What the receipts of a set add up to."""
-
-    rows: int = 0
-    row_hash: RowHash = field(default_factory=RowHash)
-    rejected: int = 0
-    enlarged: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Kind of a rejection -> how many."""
-    first: str = ""
-    """One rejected row, which is no copy, and why."""
-
-    @classmethod
-    def of(cls, receipts: Iterable[Receipt]) -> "Totals":
-        totals = cls()
-        for receipt in receipts:
-            totals.rows += receipt.rows
-            totals.row_hash += RowHash(int(receipt.row_hash, 16))
-            totals.rejected += len(receipt.rejected)
-            totals.enlarged += receipt.enlarged
-            totals.reasons.update(row["reason"].split(":")[0] for row in receipt.rejected)
-            unusable = (row for row in receipt.rejected if not row["reason"].startswith("copy:"))
-            if not totals.first and (row := next(unusable, None)):
-                totals.first = f"{row['id']}: {row['reason']}"
-        return totals
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """manifest.json: its presence says that a shard set is whole."""
-
-    kind: str
-    """"faces" or "pairs"."""
-    rows: int
-    hash: str
-    """Of the rows alone."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """How the set was made: recipe, model, seed, counts."""
-
-
-def refuse_finished(uri: str, overwrite: bool) -> None:
-    """Raises UsageError where a finished shard set is that must not be replaced."""
-    if not overwrite and storage.exists(storage.join(uri, "manifest.json")):
-        raise UsageError(f"{uri}: a finished shard set is there: choose another --output or pass --overwrite")
-
-
-def start_set(uri: str, overwrite: bool = False) -> None:
-    """Make `uri` ready for a new shard set: refuse a finished one, clear what a broken run left."""
-    refuse_finished(uri, overwrite)
-    storage.delete(storage.join(uri, "manifest.json"))
-    for name, leftover in storage.list_files(uri, (".parquet",)):
-        if _SHARD.fullmatch(name) or name == "rejected.parquet":  # ours, nothing else of the user's
-            storage.delete(leftover)
-    for name, leftover in storage.list_files(storage.join(uri, "receipts"), (".json",)):
-        if re.fullmatch(r"[0-9a-f]{20}\.json", name):
-            storage.delete(leftover)
-
-
-def finish_set(uri: str, kind: str, totals: Totals, details: dict[str, Any]) -> Manifest:
-    """Write manifest.json, last of all."""
-    manifest = Manifest(kind, totals.rows, totals.row_hash.hexdigest(), details)
-    storage.write_text(storage.join(uri, "manifest.json"), json.dumps(vars(manifest), indent=2))
-    return manifest
-
-
-def read_manifest(uri: str) -> Manifest | None:
-    """The manifest of a shard set, None where `uri` is no shard set.
+    Args:
+        sha256: of its bytes, by the manifest.
 
     Raises:
-        UsageError: shards without a manifest, or a manifest that cannot be read.
-    """
-    place = storage.join(uri, "manifest.json")
-    if not storage.exists(place):
-        if shard_uris(uri):
-            raise UsageError(
-                f"{uri}: shards without manifest.json: the job that wrote them did not finish; run it again"
-            )
-        return None
-    try:
-        return Manifest(**json.loads(storage.read_bytes(place)))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"{place}: not a facelab manifest: write the shard set again") from error
-
-
-def shard_uris(uri: str) -> list[str]:
-    """The shards of a set, sorted; no other Parquet file that may lie there is among them."""
-    return [found for name, found in storage.list_files(uri, (".parquet",)) if _SHARD.fullmatch(name)]
-
-
-def read_shard(uri: str, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of one shard. Pairs may lack a split: then it is the rule's.
-
-    Raises:
-        UsageError: it cannot be read, or lacks another column.
+        UsageError: it is not there or not as it was written, cannot be read, or lacks a column.
     """
     try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-        missing = {"split"} - set(table.column_names) if "hr_id" in table.column_names else set()
-        return table.select([c for c in columns if c not in missing]).to_pylist()
+        data = storage.read_bytes(uri)
+    except StoreError:
+        raise
+    except UsageError as error:
+        raise UsageError(f"{error}: the set has lost a shard: write the set again") from error
+    if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+        raise UsageError(f"{uri}: changed since the set was written (damaged shard): write the set again")
+    try:
+        return pq.read_table(io.BytesIO(data)).select(list(columns)).to_pylist()
     except KeyError as error:
         raise UsageError(f"{uri}: no column {error}: not the kind of shards that is wanted here") from error
     except (pa.ArrowInvalid, OSError) as error:

@@ -1,14 +1,14 @@
 """An input, whatever it is made of: a folder of images, face shards or pair shards -> units -> rows. The one reader."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from facelab import storage
 from facelab.data import shards
-from facelab.data.faces import read_face
+from facelab.data.faces import face_row, read_file
+from facelab.data.items import Item, read_items
+from facelab.data.manifest import Manifest, read_manifest, require_shards
 from facelab.data.tables import chunks
 from facelab.errors import UsageError
 from facelab.images import IMAGE_SUFFIXES, BadImage
@@ -18,29 +18,25 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Item:
-    """A file of an input: an image, or a shard."""
-
-    name: str
-    """Relative to the input."""
-    uri: str
-    """Empty of what is yet to be made."""
-
-
-@dataclass(frozen=True)
 class Unit:
-    """A part of an input that is worked on and committed as one: a shard, or some images."""
+    """A part of an input that is worked on and committed as one: some shards, or some images."""
 
     source: str
     """URI of the whole, or what its rows name as their source."""
     kind: str
     """folder, faces, pairs, or drawn."""
-    items: tuple[Item, ...]
+    items: tuple[Item, ...] = ()
+    """Empty where they are listed."""
+    name: str = ""
+    """Of a unit that is committed, 20 hexadecimal digits: see ShardSet.unit_name."""
+    rows: int = 0
+    """Of its items together."""
+    listed: str = ""
+    """URI of the table of its items: too many for a driver."""
 
-    @cached_property
-    def name(self) -> str:
-        """20 hexadecimal digits, a function of the items' names alone."""
-        return hashlib.sha256("\n".join(item.name for item in self.items).encode()).hexdigest()[:20]
+    def load(self) -> tuple[Item, ...]:
+        """The items, wherever they are."""
+        return self.items or read_items(self.listed)
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Source:
     """Of the rows alone, by the manifest."""
 
     def units(self, images: int) -> list[Unit]:
-        """Each shard, or so many images in the order of the items: a function of the input alone."""
+        """Each shard, or so many images: a function of the input alone."""
         size = images if self.kind == "folder" else 1
         return [Unit(self.uri, self.kind, tuple(part)) for part in chunks(self.items, size)]
 
@@ -90,9 +86,9 @@ def kind_of(uri: str, *kinds: str) -> str:
     return "folder" if manifest is None else manifest.kind
 
 
-def _manifest(uri: str, kinds: tuple[str, ...]) -> shards.Manifest | None:
-    _require_folder(uri)
-    manifest = shards.read_manifest(uri)
+def _manifest(uri: str, kinds: tuple[str, ...]) -> Manifest | None:
+    require_folder(uri)
+    manifest = read_manifest(uri)
     if manifest is not None and manifest.kind not in kinds:
         raise UsageError(f"{uri}: holds {manifest.kind}, but {' or '.join(kinds)} are wanted here")
     return manifest
@@ -107,10 +103,13 @@ def find(uri: str, *kinds: str) -> Source:
     manifest = _manifest(uri, kinds)
     if manifest is None:
         return find_images(uri)
-    items = tuple(Item(place.rsplit("/", 1)[1], place) for place in shards.shard_uris(uri))
-    if not items:
-        shards.require_rows(uri, manifest.kind, 0, manifest.rows)
+    if not manifest.shards:
         raise UsageError(f"{uri}: an empty set of {manifest.kind}")
+    require_shards(uri, manifest)
+    items = tuple(
+        Item(shard.name, storage.join(uri, shard.name), shard.bytes, rows=shard.rows, sha256=shard.sha256)
+        for shard in manifest.shards
+    )
     return Source(uri, manifest.kind, items, manifest.rows, manifest.hash)
 
 
@@ -120,16 +119,32 @@ def find_images(uri: str) -> Source:
     Raises:
         UsageError: none there.
     """
-    _require_folder(uri)
-    files = tuple(Item(name, place) for name, place in storage.list_files(uri, IMAGE_SUFFIXES))
-    if len({item.name for item in files}) < len(files):
-        raise UsageError(f"{uri}: two files have one name when the bytes that are no UTF-8 are spelt out: rename one")
-    if not files:
+    items = tuple(sorted(scan_images(uri), key=lambda item: item.name))
+    return Source(uri, "folder", items, len(items))
+
+
+def scan_images(uri: str) -> Iterator[Item]:
+    """The same little by little, in the order of storage.scan."""
+    require_folder(uri)
+    spelt, any_found = set(), False
+    for found in storage.scan(uri, IMAGE_SUFFIXES):
+        any_found = True
+        if "\\" in found.name:  # as bytes that are no UTF-8 are spelt out
+            if found.name in spelt:
+                raise UsageError(
+                    f"{uri}: two files have one name when the bytes that are no UTF-8 are spelt out: rename one"
+                )
+            spelt.add(found.name)
+        yield Item(found.name, found.uri, found.size)
+    if not any_found:
         raise UsageError(f"{uri}: no images ({', '.join(IMAGE_SUFFIXES)}) below this folder")
-    return Source(uri, "folder", files, len(files))
 
 
-def _require_folder(uri: str) -> None:
+def require_folder(uri: str) -> None:
+    """
+    Raises:
+        UsageError: nothing there, or a file.
+    """
     what = "not found" if not storage.exists(uri) else "is a file" if storage.is_file(uri) else None
     if what:
         raise UsageError(f"{uri}: {what}: give a folder of images or the output of a facelab job")
@@ -139,17 +154,18 @@ def read(unit: Unit, columns: Sequence[str]) -> Iterator[Row]:
     """The rows of a unit.
 
     Args:
-        columns: of shards; of a folder, those of FACE_SCHEMA. A rejected image has its id alone.
+        columns: of shards; of images, those of FACE_SCHEMA. A rejected image has its id alone.
 
     Raises:
         UsageError: a damaged shard, or a store that cannot be reached.
     """
-    for item in unit.items:
-        if unit.kind != "folder":
-            yield from (row | {"rejected": ""} for row in shards.read_shard(item.uri, columns))
-            continue
+    if unit.kind != "folder":
+        for item in unit.load():
+            yield from (row | {"rejected": ""} for row in shards.read_shard(item.uri, columns, item.sha256))
+        return
+    for item in unit.load():
         try:
-            row = read_face(item.name, item.uri, unit.source)
+            row = face_row(item.name, read_file(item.uri), unit.source, item.split, item.box)
             yield {column: row[column] for column in columns} | {"rejected": ""}
         except BadImage as error:
             yield dict.fromkeys(columns) | {"id": item.name, "rejected": str(error)}

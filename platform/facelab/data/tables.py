@@ -22,12 +22,13 @@ def chunks(values: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> str:
-    """Rows as one Parquet file, atomically; returns the SHA-256 of its bytes."""
+def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> tuple[int, str]:
+    """Rows as one Parquet file, atomically; returns how many bytes it has, and their SHA-256."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    storage.write_bytes(uri, buffer.getvalue())
-    return hashlib.sha256(buffer.getvalue()).hexdigest()
+    data = buffer.getvalue()
+    storage.write_bytes(uri, data)
+    return len(data), hashlib.sha256(data).hexdigest()
 
 
 class LongTable:

@@ -2,6 +2,7 @@
 room knows Ray."""
 
 import pickle
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -9,18 +10,25 @@ import pyarrow as pa
 import ray
 import ray.data
 import torch
+from tqdm import tqdm
 
 from facelab.cluster import ray_session, require_room
 from facelab.config import ActorConfig
 from facelab.data import shards
+from facelab.data.shard_set import ShardSet
 from facelab.data.source import Row, Unit
+from facelab.data.tables import chunks
 
 U = TypeVar("U", bound=Unit)
-Reader = Callable[[U], Iterable[Row]]
-"""What a task does with a unit; a row that cannot be used says why in `rejected`."""
+Reader = Callable[[U], Any]
+"""What a task makes of a unit."""
+Encoder = Callable[[Any], Iterable[Row]]
+"""What a task makes of what a model made; a row that cannot be used says why in `rejected`."""
 
-_READER_CPUS = 0.25
-"""Of a task that reads for model actors: a whole CPU would never be free beside actors that fill a small machine."""
+_HELPER_CPUS = 0.25
+"""Of a task beside model actors: a whole CPU would never be free where they fill a small machine."""
+_WAVE = 4096
+"""Units given to Ray at a time: it remembers something of each."""
 
 
 class Model(Protocol):
@@ -30,55 +38,84 @@ class Model(Protocol):
     def __call__(self, given: Any, /) -> Any: ...
 
 
-def fill(output: str, schema: pa.Schema, units: Sequence[U], read: Reader[U], *, overwrite: bool = False) -> None:
-    """Commit the rows that `read` gives for each unit, in tasks of one CPU.
+def fill(target: ShardSet, units: Sequence[U], read: Callable[[U], Iterable[Row]]) -> None:
+    """Commit the rows that `read` gives for each unit, in tasks of one CPU; units with a receipt are done."""
 
-    Raises:
-        UsageError: a finished set is there, and not to `overwrite`.
-    """
+    uri, schema = target.uri, target.schema
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
-        return _commit(output, schema, unit := _unit(row), read(unit))
+        unit = _unit(row)
+        return _receipt(uri, unit) or _commit(uri, schema, unit, read(unit))
 
     with ray_session():
-        shards.start_set(output, overwrite)
-        _dataset(units).map(task).materialize()
+        _see_through(target, units, lambda wave: wave.map(task))
 
 
 def fill_with_model(
-    output: str,
-    schema: pa.Schema,
-    units: Sequence[U],
-    read: Reader[U],
-    model: Model,
-    pool: ActorConfig,
-    *,
-    overwrite: bool = False,
+    target: ShardSet, units: Sequence[U], read: Reader[U], model: Model, encode: Encoder, pool: ActorConfig
 ) -> None:
-    """The same for the rows that `model`, on actors, makes of those that `read` gives for each unit.
+    """The same where tasks read a unit, an actor applies the model to it, and tasks encode what that made."""
+    uri, schema = target.uri, target.schema
 
-    Args:
-        model: rows of one unit -> rows; those that cannot be used say why in `rejected`.
+    def reading(row: dict[str, Any]) -> dict[str, Any]:
+        unit = _unit(row)
+        return row | {"made": b"" if shards.is_committed(uri, unit.name) else pickle.dumps(read(unit))}
 
-    Raises:
-        UsageError: also where there is no room for the actors; what lies at `output` is then left as it is.
-    """
+    def committing(row: dict[str, Any]) -> dict[str, Any]:
+        unit = _unit(row)
+        return _receipt(uri, unit) or _commit(uri, schema, unit, encode(pickle.loads(row["made"])))
 
-    def task(row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"rows": list(read(_unit(row)))}
+    def pipeline(wave: ray.data.Dataset) -> ray.data.Dataset:
+        return (
+            wave.map(reading, num_cpus=_HELPER_CPUS)
+            .map(_Making, fn_constructor_args=(held, pool, uri), **_reserved(pool))  # pyrefly: ignore  (a class is fine)
+            .map(committing, num_cpus=_HELPER_CPUS)
+        )
 
     with ray_session():
-        _require_room(pool)
-        shards.start_set(output, overwrite)
-        _dataset(units).map(task, num_cpus=_READER_CPUS).map(
-            _Committing,  # pyrefly: ignore  (an actor's class is welcome)
-            fn_constructor_args=(ray.put(model), pool, output, schema),
-            **_reserved(pool),
-        ).materialize()
+        held = ray.put(model)
+        _see_through(target, units, pipeline)
+
+
+def _see_through(
+    target: ShardSet, units: Sequence[Unit], pipeline: Callable[[ray.data.Dataset], ray.data.Dataset]
+) -> None:
+    done = target.done()
+    left = [unit for unit in units if unit.name not in done]
+    total, before = (sum(unit.rows for unit in some) for some in (units, [u for u in units if u.name in done]))
+    if before:
+        print(f"{target.uri}: {before} of {total} images were committed before; going on", flush=True)
+    committed, rejected = len(units) - len(left), 0
+    sizes = {unit.name: unit.rows for unit in left}
+    try:
+        with tqdm(total=total, initial=before, unit="image", desc=target.kind, dynamic_ncols=True) as bar:
+            for wave in chunks(left, _WAVE):
+                for row in pipeline(_dataset(wave)).iter_rows():
+                    target.owner.check()
+                    committed, rejected = committed + 1, rejected + row["rejected"]
+                    bar.set_postfix(rejected=rejected, refresh=False)
+                    bar.update(sizes[row["unit"]])
+    except (KeyboardInterrupt, SystemExit):
+        print(
+            f"\n{target.uri}: {committed} of {len(units)} units are committed; the same command goes on from there",
+            file=sys.stderr,
+        )
+        raise
+
+
+def each(units: Sequence[U], act: Callable[[U], dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What `act` tells of each unit, in tasks of one CPU, in any order."""
+
+    def task(row: dict[str, Any]) -> dict[str, Any]:
+        return act(_unit(row))
+
+    with ray_session():
+        for wave in chunks(units, _WAVE):
+            yield from _dataset(wave).map(task).iter_rows()
 
 
 def stream(
-    units: Sequence[U], read: Reader[U], model: Model, pool: ActorConfig, batch_size: int
+    units: Sequence[U], read: Callable[[U], Iterable[Row]], model: Model, pool: ActorConfig, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """What `model`, on actors, makes of the rows of all units, in their order.
 
@@ -91,10 +128,10 @@ def stream(
         return list(read(_unit(row)))
 
     with ray_session():
-        _require_room(pool)
+        require_actors(pool)
         dataset = _dataset(units)
         dataset.context.execution_options.preserve_order = True
-        results = dataset.flat_map(task, num_cpus=_READER_CPUS).map_batches(
+        results = dataset.flat_map(task, num_cpus=_HELPER_CPUS).map_batches(
             _Holding,  # pyrefly: ignore
             batch_size=batch_size,
             fn_constructor_args=(ray.put(model), pool),
@@ -103,9 +140,13 @@ def stream(
         yield from results.iter_batches(batch_size=batch_size, batch_format="numpy")  # pyrefly: ignore
 
 
-def _require_room(pool: ActorConfig) -> None:
+def require_actors(pool: ActorConfig) -> None:
+    """
+    Raises:
+        UsageError: there is no room for them, and never will be.
+    """
     what = f"--actors {pool.actors} of --cpus-per-actor {pool.cpus_per_actor:g} and a reader need"
-    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + _READER_CPUS}, "one of them")
+    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + _HELPER_CPUS}, "one of them")
 
 
 def _dataset(units: Sequence[Unit]) -> ray.data.Dataset:
@@ -118,7 +159,8 @@ def _unit(row: dict[str, Any]) -> Any:
 
 
 def _reserved(pool: ActorConfig) -> dict[str, Any]:
-    compute = ray.data.ActorPoolStrategy(size=pool.actors)
+    most = max(pool.actors, pool.max_actors or 0)
+    compute = ray.data.ActorPoolStrategy(min_size=pool.actors, max_size=most, initial_size=pool.actors)
     return {"compute": compute, "num_cpus": pool.cpus_per_actor, "num_gpus": pool.gpus_per_actor}
 
 
@@ -136,19 +178,29 @@ class _Holding:
         return self.model(given)
 
 
-class _Committing(_Holding):
-    """The same, which commits what the model makes of a unit."""
+class _Making(_Holding):
+    """The same for what was read of one unit."""
 
-    def __init__(self, shared: ray.ObjectRef, pool: ActorConfig, output: str, schema: pa.Schema):
+    def __init__(self, shared: ray.ObjectRef, pool: ActorConfig, output: str):
         super().__init__(shared, pool)
-        self.output, self.schema = output, schema
+        self.output = output
 
     def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
-        return _commit(self.output, self.schema, _unit(given), self.model(given["rows"]))
+        # A unit comes again where a node died with what it had made, though it may have been committed.
+        if not given["made"] or shards.is_committed(self.output, _unit(given).name):
+            return given | {"made": b""}
+        return given | {"made": pickle.dumps(self.model(pickle.loads(given["made"])))}
 
 
-def _commit(output: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> dict[str, Any]:
-    """Rejected rows stay with the unit; the driver hears nothing but its name."""
+def _receipt(uri: str, unit: Unit) -> dict[str, Any] | None:
+    """What `_commit` gave for a unit that comes again."""
+    if not shards.is_committed(uri, unit.name):
+        return None
+    return {"unit": unit.name, "rejected": len(shards.read_receipt(uri, unit.name).rejected)}
+
+
+def _commit(uri: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> dict[str, Any]:
+    """Rejected rows stay with the unit; the driver hears nothing but its name and how many they are."""
     usable: list[Row] = []
     rejected: list[dict[str, str]] = []
     enlarged = 0
@@ -158,5 +210,5 @@ def _commit(output: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> 
         else:
             usable.append({name: row[name] for name in schema.names})
             enlarged += row.get("enlarged", False)
-    shards.commit(output, unit.name, usable, rejected, schema, enlarged)
-    return {"unit": unit.name}
+    shards.commit(uri, unit.name, usable, rejected, schema, enlarged)
+    return {"unit": unit.name, "rejected": len(rejected)}

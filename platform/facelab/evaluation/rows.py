@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facelab.data import shards
-from facelab.data.source import Item, Source, Unit, find, read
+from facelab.data.items import Item
+from facelab.data.source import Source, Unit, find, read
 from facelab.seeding import seed_for
 
 if TYPE_CHECKING:  # the metrics' libraries take seconds to import, in every task that reads
@@ -18,7 +19,7 @@ if TYPE_CHECKING:  # the metrics' libraries take seconds to import, in every tas
 class RoleUnit(Unit):
     """A part of an input, and what an evaluation takes it for."""
 
-    role: str
+    role: str = ""
     """test, real or reference."""
 
 
@@ -50,7 +51,7 @@ class ImageSet:
         return "real" if self.role == "real" else "pairs" if self.kind == "pairs" else "bicubic"
 
     def unit(self, items: Sequence[Item]) -> RoleUnit:
-        return RoleUnit(self.uri, self.kind, tuple(items), self.role)
+        return RoleUnit(self.uri, self.kind, tuple(items), role=self.role)
 
     def units(self, images: int) -> list[RoleUnit]:
         """Each shard, or so many images."""

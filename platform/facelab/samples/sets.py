@@ -2,6 +2,7 @@
 LR to tell how far two sets of the same kind are from each other, and what nobody has of the real world: the training
 faces paired with their true LR."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,10 @@ from facelab.cluster import ray_session
 from facelab.config import SizedConfig
 from facelab.data import shards
 from facelab.data.faces import face_row
-from facelab.data.source import Item, Row, Unit
+from facelab.data.items import Item
+from facelab.data.manifest import Manifest
+from facelab.data.shard_set import ShardSet, claimed, refuse_other
+from facelab.data.source import Row, Unit
 from facelab.data.tables import chunks
 from facelab.data.work import fill
 from facelab.images import encode_png, grid
@@ -60,29 +64,33 @@ class SampleFacesConfig(SizedConfig):
     hr_size: int = Field(default=64, ge=32)
     """Side of the sharp faces, px."""
     overwrite: bool = False
-    """Replace finished shard sets at --output."""
+    """Delete the shard sets at --output, begun or finished, and write them anew."""
+
+    def settings(self, name: str) -> dict[str, Any]:
+        """What decides the rows of one set."""
+        return {"recipe": "sample", "set": name, "seed": self.seed, "n": _counts(self)[name], "scale": self.scale,
+                "hr_size": self.hr_size}  # fmt: skip
 
     def check_output(self) -> None:
         super().check_output()
-        for name in _SETS:
-            shards.refuse_finished(storage.join(self.output, name), self.overwrite)
+        for name in _SETS if not self.overwrite else ():
+            refuse_other(storage.join(self.output, name), self.settings(name))
+
+
+def _counts(config: SampleFacesConfig) -> dict[str, int]:
+    """Set -> faces."""
+    counts = {"hr": config.n_hr, "lr": config.n_lr, "test": config.n_test, "real": config.n_real}
+    return counts | {name: counts[same] for name, same in _SAME_FACES.items()}
 
 
 def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> dict[str, Any]:
     """Do the job, with a contact sheet beside the sets; returns its summary."""
-    counts = {"hr": config.n_hr, "lr": config.n_lr, "test": config.n_test, "real": config.n_real}
-    sets = counts | {name: counts[same] for name, same in _SAME_FACES.items()}
     summary: dict[str, Any] = {}
     with ray_session():  # one for all sets
-        for name in sets:  # before the first is drawn: sets of two runs must not lie side by side
-            shards.start_set(storage.join(config.output, name), config.overwrite)
-        for name, count in sets.items():
-            place = storage.join(config.output, name)
-            units = _units(name, count)
-            kind, schema = ("pairs", shards.PAIR_SCHEMA) if name in _PAIRS else ("faces", shards.FACE_SCHEMA)
-            fill(place, schema, units, partial(_draw, config, name))
-            totals = shards.settle(place, [unit.name for unit in units])
-            manifest = shards.finish_set(place, kind, totals, {"recipe": "sample", "seed": config.seed})
+        for name, count in _counts(config).items():
+            kind, place = "pairs" if name in _PAIRS else "faces", storage.join(config.output, name)
+            with claimed(place, kind, config.settings(name), {}, overwrite=config.overwrite) as target:
+                manifest = target.finished() or _fill(config, target, name, count)
             summary |= {f"n_{name}": manifest.rows, f"data_hash_{name}": manifest.hash}
     storage.write_bytes(storage.join(config.output, "contact_sheet.png"), encode_png(_contact_sheet(config)))
     return summary
@@ -92,17 +100,25 @@ def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> 
 class _DrawnUnit(Unit):
     """Faces that lie nowhere yet: the items are named as their rows will be."""
 
-    first_identity: int
+    first_identity: int = 0
     """Of the first item; the others follow."""
 
 
-def _units(name: str, count: int) -> list[_DrawnUnit]:
+def _fill(config: SampleFacesConfig, target: ShardSet, name: str, count: int) -> Manifest:
+    units = _units(target, name, count)
+    fill(target, units, partial(_draw, config, name))
+    return target.finish(target.totals([unit.name for unit in units]))
+
+
+def _units(target: ShardSet, name: str, count: int) -> list[_DrawnUnit]:
     """A hundred faces each."""
     drawn, ending = _SAME_FACES.get(name, name), "#0" if name in _PAIRS else ""
     units = []
     for part in chunks(range(count), _FACES_PER_UNIT):
         items = tuple(Item(f"{drawn}{i:06d}{ending}", "") for i in part)
-        units.append(_DrawnUnit(_SOURCE, "drawn", items, _FIRST_IDENTITY[drawn] + part[0]))
+        unit = target.unit_name(item.name for item in items)
+        first = _FIRST_IDENTITY[drawn] + part[0]
+        units.append(_DrawnUnit(_SOURCE, "drawn", items, unit, len(items), first_identity=first))
     return units
 
 
@@ -111,10 +127,11 @@ def _draw(config: SampleFacesConfig, name: str, unit: _DrawnUnit) -> Iterator[Ro
         face, low = _face_and_lr(config, unit.first_identity + place)
         if name in _PAIRS:
             hr_id = item.name.removesuffix("#0")
+            hr = encode_png(face)
             yield dict(
-                id=item.name, hr_id=hr_id, variant=0, hr=encode_png(face), lr=encode_png(low), style_mode="none",
-                style_ids=[], style_bank="", seed=config.seed, model="known nuisance", split=shards.split_of(hr_id),
-                rejected="",
+                id=item.name, hr_id=hr_id, variant=0, hr=hr, lr=encode_png(low), style_mode="none", style_ids=[],
+                style_weights=[], style_bank="", seed=config.seed, model="known nuisance",
+                split=shards.split_of(hr_id), hr_sha256=hashlib.sha256(hr).hexdigest(), rejected="",
             )  # fmt: skip
         else:
             shown = encode_png(face if name in ("hr", "test_hr") else low)

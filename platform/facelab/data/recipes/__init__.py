@@ -1,9 +1,7 @@
 """How each dataset lies on disk."""
 
-from collections.abc import Callable
+from facelab.data.recipes.folder import Folder
+from facelab.data.recipes.recipe import Recipe
 
-from facelab.data.recipes.folder import find as folder
-from facelab.data.source import Source
-
-RECIPES: dict[str, Callable[[str], Source]] = {"folder": folder}
+RECIPES: dict[str, type[Recipe]] = {"folder": Folder}
 """Name -> what finds its images below a URI."""

@@ -1,15 +1,20 @@
 """Anybody's faces: every image file below a folder."""
 
-from facelab.data.source import Source, find_images
-from facelab.seeding import seed_for
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from facelab.data.items import Item
+from facelab.data.source import scan_images
 
 
-def find(uri: str) -> Source:
-    """Every image, shuffled by hash: neighbours in a folder are often alike, in size and in being broken.
+@dataclass(frozen=True)
+class Folder:
+    """Every image file below the input."""
 
-    Raises:
-        UsageError: none there.
-    """
-    found = find_images(uri)
-    items = sorted(found.items, key=lambda item: seed_for("prepare", item.name))
-    return Source(found.uri, found.kind, tuple(items), found.rows)
+    def find(self, uri: str) -> Iterator[Item]:
+        """In the order in which they are listed.
+
+        Raises:
+            UsageError: none there.
+        """
+        return scan_images(uri)

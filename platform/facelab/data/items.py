@@ -1,0 +1,70 @@
+"""Images and shards of an input, by name; tables of them."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from facelab.data import shards
+from facelab.data.tables import write_table
+
+
+@dataclass(frozen=True)
+class Item:
+    """A part of an input: an image, wherever it lies, or a shard."""
+
+    name: str
+    """Relative to the input; of an image, its id."""
+    uri: str
+    """Empty of what is yet to be made."""
+    size: int = 0
+    """Bytes, as far as they are known."""
+    split: str = ""
+    """train, val or test, where the recipe knows it; else the rule decides by the name."""
+    box: tuple[int, int, int, int] | None = None
+    """The face in the image: left, top, right, bottom, px."""
+    rows: int = 1
+    """Of a shard."""
+    sha256: str = ""
+    """Of a shard's bytes, by the manifest."""
+
+
+ITEM_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),
+        ("uri", pa.binary()),  # a local path need not be UTF-8
+        ("size", pa.int64()),
+        ("split", pa.string()),
+        ("box", pa.list_(pa.int32())),
+    ]
+)
+
+
+def read_items(uri: str) -> tuple[Item, ...]:
+    """A table of images, as write_items left it."""
+    rows = shards.read_shard(uri, ITEM_SCHEMA.names)
+    boxes = (tuple(row["box"]) if row["box"] else None for row in rows)
+    return tuple(
+        Item(**row | {"uri": os.fsdecode(row["uri"]), "box": box}) for row, box in zip(rows, boxes, strict=True)
+    )
+
+
+def write_items(uri: str, items: Iterable[Item]) -> None:
+    """A table of images."""
+    rows = ({name: getattr(item, name) for name in ITEM_SCHEMA.names} for item in items)
+    write_table(uri, [row | {"uri": os.fsencode(row["uri"])} for row in rows], ITEM_SCHEMA)
+
+
+def cut(items: Iterable[Item], rows: int, size: float = math.inf) -> Iterator[tuple[Item, ...]]:
+    """Neighbours, at most so many rows and bytes, but one item at least."""
+    part: list[Item] = []
+    for item in items:
+        full = sum(i.rows for i in part) + item.rows > rows or sum(i.size for i in part) + item.size > size
+        if part and full:
+            yield tuple(part)
+            part = []
+        part.append(item)
+    if part:
+        yield tuple(part)
