@@ -3,10 +3,11 @@ degrader holds; on nothing else."""
 
 import torch
 
+from facelab.synthesis.styles import Style
 from models.resize import resize
 
-Degraded = tuple[torch.Tensor, list[list[str]]]
-"""LR (B, 3, h, w) uint8, and for each the ids of the faces that its style was taken from."""
+Degraded = tuple[torch.Tensor, list[Style]]
+"""LR (B, 3, h, w) uint8, and for each the style that it has."""
 
 
 class Degrader:
@@ -15,7 +16,7 @@ class Degrader:
     name: str
     """In every pair's provenance; of a trained one with its weight hash."""
     style_mode = "none"
-    """bank, prior or none."""
+    """random, nearest, interpolated, prior or none."""
     style_bank = ""
     """Hash of the faces that styles are taken from."""
 

@@ -4,23 +4,29 @@ from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 
+from facelab import storage
+from facelab.cluster import ray_session
 from facelab.config import REGISTRY, ActorConfig, Uri, uri_or
 from facelab.data import shards
-from facelab.data.faces import FacesConfig, require_usable, training_face
-from facelab.data.source import Row, find, read
+from facelab.data.faces import FacesConfig, require_usable
+from facelab.data.manifest import Manifest
+from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
+from facelab.data.source import find, kind_of, scan_images
 from facelab.data.tensors import load_faces_for
-from facelab.data.work import fill_with_model
+from facelab.data.units import image_units, shard_units
+from facelab.data.work import fill_with_model, require_actors
 from facelab.errors import UsageError
-from facelab.images import BadImage, encode_png
 from facelab.job import Job
 from facelab.synthesis.classical import Classical
 from facelab.synthesis.degrader import Bicubic, Degrader
 from facelab.synthesis.learnt import Learnt
+from facelab.synthesis.pairs import DegradeFaces, Origin, decode_unit, encode_pairs
+from facelab.synthesis.styles import StyleBank, encode_bank, load_bank, save_bank
 from facelab.trained import store
 from models.network import DegraderNetwork
+from models.stylevae import StyleVAE
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from facelab.tracking.runs import JobRun
@@ -38,58 +44,75 @@ class SynthesizeConfig(FacesConfig, ActorConfig):
         "paper": {},
     }
 
-    WRITES = (*FacesConfig.WRITES, "manifest.json", "rejected.parquet")
+    WRITES = (*FacesConfig.WRITES, *SET_FILES, "style_bank.parquet")
 
     hr: Uri
     """URI of sharp faces: face shards or a folder of images."""
     lr: Uri | None = None
-    """URI of real low-resolution faces, the style bank of a styleVAE. Needed by --style-mode bank."""
+    """URI of real low-resolution faces, the style bank of a styleVAE. Needed by every --style-mode but prior."""
     degrader: Annotated[str, uri_or(REGISTRY, *BUILT_IN)]
     """`bicubic`; `classical` (random blur, resize, noise and JPEG, twice); or the URI of a trained degrader: the
     --output of train_degrader, or models:/NAME/VERSION."""
     variants: int = Field(default=1, ge=1)
     """LR images per HR face; each has its own style."""
-    style_mode: Literal["bank", "prior"] = "bank"
-    """Of a styleVAE. bank: the style of a real LR face drawn from --lr; prior: z ~ N(0, I)."""
+    style_mode: Literal["random", "nearest", "interpolated", "prior"] = "random"
+    """Of a styleVAE. random: the style of any real LR face of --lr; nearest: of one that is about as bright as the
+    sharp face; interpolated: between those of any two; prior: z of the prior, which is N(0, I) without a camera."""
     scale: int = Field(default=4, ge=2)
     """LR side = hr_size / scale; a trained degrader fixes it."""
     rows_per_shard: int = Field(default=1000, ge=1)
-    """Files of a folder read and written by one task; of face shards, each is one task."""
+    """At most so many sharp faces are worked on, and written with their variants, as one shard; of face shards, whole
+    ones are put together."""
     overwrite: bool = False
-    """Replace a finished shard set at --output."""
+    """Delete the shard set at --output, begun or finished, and write it anew."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the pairs, beside what the inputs are."""
+        names = ("seed", "variants", "style_mode", "hr_size", "scale", "allow_enlarged", "rows_per_shard")
+        return {name: getattr(self, name) for name in names}
+
+    def places(self) -> dict[str, str | None]:
+        """Where the inputs are."""
+        return {"hr": self.hr, "lr": self.lr, "degrader": self.degrader}
 
     def check_output(self) -> None:
         super().check_output()
-        shards.refuse_finished(self.output, self.overwrite)
+        if not self.overwrite:
+            refuse_other(self.output, self.settings() | self.places())
 
 
 def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[str, Any]:
-    """Do the job; returns its summary.
+    """Do the job; returns its summary. What an interrupted run of the same settings committed is kept.
 
     Raises:
-        UsageError: unusable inputs, or a degrader made for other sizes.
+        UsageError: unusable inputs, or a degrader made for other sizes; at --output is a set of other settings, or one
+            that another job is writing.
     """
+    source_hash = kind_of(config.hr, "faces") != "folder" and find(config.hr, "faces").hash
     degrader = load_degrader(config, run)
-    source = find(config.hr, "faces")
-    units, reader = source.units(config.rows_per_shard), partial(read, columns=("id", "image", "split", "sha256"))
-    maker = PairMaker(degrader, config.hr_size, config.variants, config.least_side(config.hr_size, sharp=True))
-    fill_with_model(config.output, shards.PAIR_SCHEMA, units, reader, maker, config, overwrite=config.overwrite)
-    totals = shards.settle(config.output, [unit.name for unit in units])
-    read_rows = totals.rows // config.variants + totals.rejected
-    shards.require_rows(config.hr, source.kind, read_rows, source.rows)
-    require_usable(config.hr, totals.rejected, source.rows, totals.first, config.max_rejected)
-    details = {
-        "degrader": degrader.name,
-        "style_mode": degrader.style_mode,
-        "seed": config.seed,
-        "variants": config.variants,
-        "hr_size": config.hr_size,
-        "scale": config.scale,
-        "rejected": totals.rejected,
-    }
-    manifest = shards.finish_set(config.output, "pairs", totals, details)
-    counts = {"n": manifest.rows, "n_rejected": totals.rejected, "n_enlarged": totals.enlarged}
-    return counts | {"data_hash": manifest.hash, "model": degrader.name}
+    what = {"hr_hash": source_hash or "", "model": degrader.name, "style_bank": degrader.style_bank}
+    with ray_session():
+        require_actors(config)
+        settings, places = config.settings() | what, config.places()
+        with claimed(config.output, "pairs", settings, places, overwrite=config.overwrite) as target:
+            manifest = target.finished() or _fill(config, target, degrader)
+    return manifest.counts | {"data_hash": manifest.hash, "model": degrader.name}
+
+
+def _fill(config: SynthesizeConfig, target: ShardSet, degrader: Degrader) -> Manifest:
+    if kind_of(config.hr, "faces") == "folder":
+        units = image_units(target, config.hr, scan_images(config.hr), config.rows_per_shard)
+    else:
+        units = shard_units(target, find(config.hr, "faces"), config.rows_per_shard)
+    size, least = config.hr_size, config.least_side(config.hr_size, sharp=True)
+    decode = partial(decode_unit, hr_size=size, least_side=least)
+    encode = partial(encode_pairs, origin=Origin.of(degrader))
+    fill_with_model(target, units, decode, DegradeFaces(degrader, config.variants), encode, config)
+    totals = target.totals([unit.name for unit in units])
+    faces, wanted = totals.rows // config.variants + totals.rejected, sum(unit.rows for unit in units)
+    shards.require_rows(config.hr, "faces", faces, wanted)
+    require_usable(config.hr, totals.rejected, faces, totals.first, config.max_rejected)
+    return target.finish(totals)
 
 
 def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degrader:
@@ -108,67 +131,25 @@ def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degr
             f"{config.degrader}: trained for --hr-size {model.hr_size} --scale {model.scale}, "
             f"not {config.hr_size} and {config.scale}"
         )
-    bank = None
-    if model.network.uses_style and config.style_mode == "bank":
-        if config.lr is None:
-            raise UsageError(
-                f"{config.degrader}: --style-mode bank needs --lr, the real low-resolution faces of the styles"
-            )
-        bank = load_faces_for(config, config.lr, sharp=False)
-    return Learnt(model, config.seed, bank)
+    if not model.network.uses_style or config.style_mode == "prior":
+        return Learnt(model, config.seed)
+    if config.lr is None:
+        raise UsageError(
+            f"{config.degrader}: --style-mode {config.style_mode} needs --lr, the real LR faces of the styles"
+        )
+    return Learnt(model, config.seed, _style_bank(config, model), config.style_mode)
 
 
-class PairMaker:
-    """Rows of sharp faces -> rows of pairs: what an actor does with a unit."""
-
-    def __init__(self, degrader: Degrader, hr_size: int, variants: int, least_side: int):
-        self.degrader, self.hr_size, self.variants, self.least_side = degrader, hr_size, variants, least_side
-
-    def to(self, device: torch.device) -> "PairMaker":
-        self.degrader.to(device)
-        return self
-
-    def __call__(self, rows: list[Row]) -> list[Row]:
-        usable, images, made = [], [], []
-        for row in rows:
-            reason = row["rejected"]
-            try:
-                if not reason:
-                    image, enlarged = training_face(row["image"], self.hr_size, self.least_side)
-                    images.append(image)
-                    usable.append(row | {"enlarged": enlarged})
-            except BadImage as error:
-                reason = str(error)
-            if reason:
-                made.append({"id": row["id"], "rejected": reason})
-        return made + (self._pairs(usable, torch.stack(images)) if usable else [])
-
-    def _pairs(self, faces: list[Row], hr: torch.Tensor) -> list[Row]:
-        encoded = [encode_png(image) for image in hr]
-        rows = []
-        for variant in range(self.variants):
-            lr, style_ids = self.degrader.degrade(hr, [face["sha256"] for face in faces], variant)
-            side = self.hr_size // self.degrader.scale
-            assert (lr.shape, lr.dtype) == ((len(faces), 3, side, side), torch.uint8), self.degrader.name
-            for i, face in enumerate(faces):
-                rows.append(
-                    dict(
-                        id=f"{face['id']}#{variant}",
-                        hr_id=face["id"],
-                        variant=variant,
-                        hr=encoded[i],
-                        lr=encode_png(lr[i]),
-                        style_mode=self.degrader.style_mode,
-                        style_ids=style_ids[i],
-                        style_bank=self.degrader.style_bank,
-                        seed=self.degrader.seed,
-                        model=self.degrader.name,
-                        split=face["split"],
-                        enlarged=face["enlarged"],
-                        rejected="",
-                    )
-                )
-        return rows
+def _style_bank(config: SynthesizeConfig, model: store.TrainedModel) -> StyleBank:
+    """The codes of --lr, from an earlier run or encoded now and kept beside the pairs."""
+    assert config.lr is not None
+    assert isinstance(model.network, StyleVAE)
+    faces, place = load_faces_for(config, config.lr, sharp=False), storage.join(config.output, "style_bank.parquet")
+    if storage.exists(place) and (bank := load_bank(storage.read_bytes(place), faces.hash, model.digest)):
+        return bank
+    bank = encode_bank(model.network, faces, progress=True)
+    storage.write_bytes(place, save_bank(bank, model.digest))
+    return bank
 
 
 def synthesize_plan(config: SynthesizeConfig) -> str:

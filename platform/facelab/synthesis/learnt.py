@@ -1,25 +1,27 @@
 """A trained network as a degrader: the styleVAE, or Bulat et al.'s High-to-Low."""
 
+import numpy as np
 import torch
 
-from facelab.data.tensors import FaceSet
-from facelab.seeding import generator_for, seed_for
+from facelab.seeding import generator_for
 from facelab.synthesis.degrader import Degraded, Degrader
+from facelab.synthesis.styles import StyleBank, luminance
 from facelab.trained.apply import degrade
 from facelab.trained.store import TrainedModel
 from models.network import DegraderNetwork
+from models.stylevae import reparameterise
 
 
 class Learnt(Degrader):
     """Styles come from a bank of real LR faces, or from the prior where there is none."""
 
-    def __init__(self, model: TrainedModel, seed: int, bank: FaceSet | None):
+    def __init__(self, model: TrainedModel, seed: int, bank: StyleBank | None = None, style_mode: str = "prior"):
         super().__init__(model.scale, seed)
         assert isinstance(model.network, DegraderNetwork)
         self.network, self.bank = model.network, bank
         self.name = f"{model.name}@{model.digest[:16]}"
         if self.network.uses_style:
-            self.style_mode = "prior" if bank is None else "bank"
+            self.style_mode = style_mode
         self.style_bank = bank.hash if bank else ""
 
     def to(self, device: torch.device) -> "Learnt":
@@ -32,5 +34,13 @@ class Learnt(Degrader):
         noise = torch.stack([torch.randn(width, generator=generator) for generator in generators])
         if self.bank is None:
             return degrade(self.network, hr, noise), [[] for _ in digests]
-        chosen = [seed_for(self.seed, "style", digest, variant) % len(self.bank) for digest in digests]
-        return degrade(self.network, hr, noise, self.bank.images[chosen]), [[self.bank.ids[i]] for i in chosen]
+        keys = [(self.seed, "style", digest, variant) for digest in digests]
+        chosen = [
+            self.bank.choose(self.style_mode, key, bright)
+            for key, bright in zip(keys, luminance(hr).tolist(), strict=True)
+        ]
+        styles = [style for style, _, _ in chosen]
+        mu, logvar = (torch.from_numpy(np.stack([each[i] for each in chosen])) for i in (1, 2))
+        m = mu.shape[1]
+        z = reparameterise(mu, logvar, noise[:, :m])
+        return degrade(self.network, hr, torch.cat([z, noise[:, m:]], dim=1)), styles
