@@ -71,6 +71,17 @@ def write_faces(folder: Path, count: int, *, first: int = 0, size: int = 64, low
     return folder
 
 
+def write_set(uri: str, kind: str, rows: list[dict], settings: dict | None = None):
+    """A finished shard set of one shard, without Ray; returns its manifest."""
+    from facelab.data import shards
+    from facelab.data.shard_set import claimed
+
+    with claimed(uri, kind, settings or {}, {}) as target:
+        unit = target.unit_name(row["id"] for row in rows)
+        shards.commit(uri, unit, rows, [], target.schema)
+        return target.finish(target.totals([unit]))
+
+
 @pytest.fixture(scope="session")
 def hr_folder(tmp_path_factory) -> Path:
     return write_faces(tmp_path_factory.mktemp("faces") / "hr", 60)

@@ -233,8 +233,8 @@ PLACES: dict[str, str] = {
     "{folder}/text": "no images",
     "{folder}/unfinished": "did not finish",
     "{folder}/manifest": "not a facelab manifest",
-    "{folder}/damaged": "damaged shard",
-    "{folder}/lost": "where the manifest counts",
+    "{folder}/damaged": "changed since",
+    "{folder}/lost": "write the set again",
 }
 """What a user may give for a folder of faces -> what the one line says."""
 

@@ -9,14 +9,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import write_faces
+from conftest import write_faces, write_set
 from facelab import storage
 from facelab.config import build
 from facelab.data import shards
 from facelab.data.faces import face_row
+from facelab.data.manifest import read_manifest
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.source import find
+from facelab.data.shard_set import Totals, claimed
+from facelab.data.source import scan_images
 from facelab.data.tensors import load_faces, load_pairs
+from facelab.data.units import image_units
 from facelab.errors import UsageError
 from facelab.images import BadImage, decode, encode_png, training_image
 from facelab.samples.faces import sample_face
@@ -112,7 +115,7 @@ def test_prepare_sets_bad_files_aside(ray_local, tmp_path, face):
         build(PrepareConfig, input=str(tmp_path / "in"), output=str(tmp_path / "again"), rows_per_shard=100)
     )
     assert again["data_hash"] == summary["data_hash"]
-    with pytest.raises(UsageError, match="finished shard set"):
+    with pytest.raises(UsageError, match="begun with rows_per_shard 3, not 2000"):
         prepare(build(PrepareConfig, input=str(tmp_path / "in"), output=str(out)))
 
 
@@ -132,14 +135,22 @@ def test_prepare_fails_when_too_much_or_all_is_rejected(ray_local, tmp_path):
 
 def test_shards_without_manifest_are_not_taken_for_whole(tmp_path):
     row = dict(id="a", image=b"x", height=1, width=1, source="s", split="train", sha256="0")
-    receipt = shards.commit(str(tmp_path), "0" * 20, [row], [], shards.FACE_SCHEMA)
+    shards.commit(str(tmp_path), "0" * 20, [row], [], shards.FACE_SCHEMA)
     with pytest.raises(UsageError, match="did not finish"):
         load_faces(str(tmp_path), 32)
-    shards.finish_set(str(tmp_path), "faces", shards.Totals.of([receipt]), {})
+    write_set(str(tmp_path), "faces", [row])
     with pytest.raises(UsageError, match="faces, but pairs"):
         load_pairs(str(tmp_path))
-    next(tmp_path.glob("part-*.parquet")).write_bytes(b"PAR1 half")
-    with pytest.raises(UsageError, match="damaged shard"):
+    shard = tmp_path / read_manifest(str(tmp_path)).shards[0].name
+    shard.write_bytes(b"PAR1 half")
+    with pytest.raises(UsageError, match=f"{shard}: changed since"):
+        load_faces(str(tmp_path), 32)
+    shard.unlink()
+    with pytest.raises(UsageError, match=f"{shard}: not found.*write the set again"):
+        load_faces(str(tmp_path), 32)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(shard.name, "../../secret.parquet"))
+    with pytest.raises(UsageError, match="which is no shard"):
         load_faces(str(tmp_path), 32)
 
 
@@ -288,7 +299,7 @@ def test_a_set_is_made_of_its_receipts(tmp_path):
         shards.commit(parts, name, part, rejected, shards.FACE_SCHEMA)
     found = list(shards.read_receipts(parts, [letter * 20 for letter in "bcd"]))
     assert [(r.rows, len(r.rejected), bool(r.sha256)) for r in found] == [(2, 0, True), (3, 1, True), (0, 1, False)]
-    totals = shards.Totals.of(found)
+    totals = Totals.of(found)
     assert totals.row_hash.hexdigest() == one.row_hash
     assert (totals.rows, totals.rejected, totals.reasons, totals.first) == (
         5,
@@ -307,22 +318,40 @@ def test_a_set_is_made_of_its_receipts(tmp_path):
     (tmp_path / "whole" / "receipts" / f"{'a' * 20}.json").unlink()
     with pytest.raises(UsageError, match="not found"):
         list(shards.read_receipts(whole, ["a" * 20]))
-    manifest = shards.finish_set(parts, "faces", totals, {"seed": 1})
-    assert shards.read_manifest(parts) == manifest
-    shards.start_set(parts, overwrite=True)
-    assert not [file for file in (tmp_path / "parts").rglob("*") if file.is_file()]
+    with claimed(parts, "faces", {"seed": 1}, {}) as target:
+        manifest = target.finish(target.totals([letter * 20 for letter in "bcd"]))
+    assert read_manifest(parts) == manifest
+    assert {f"part-{r.unit}.parquet": (r.rows, r.bytes, r.sha256) for r in found if r.rows} == {
+        shard.name: (shard.rows, shard.bytes, shard.sha256) for shard in manifest.shards
+    }
+    (tmp_path / "parts" / "mine.txt").write_text("mine")
+    with claimed(parts, "faces", {"seed": 2}, {}, overwrite=True):
+        left = sorted(file.name for file in (tmp_path / "parts").rglob("*") if file.is_file())
+    assert left == ["mine.txt", "owner.json", "settings.json"]
 
 
-def test_units_are_a_function_of_the_input(tmp_path):
-    """Each file in one unit, in the order of names; a unit's name says what is in it and nothing else."""
+def test_units_are_a_function_of_the_input_and_the_settings(tmp_path):
+    """Each file in one unit, in the order of names, whole in number and in bytes; a unit's name says what is in it and
+    by which settings, and nothing else; who goes on has the files that were there when the set was begun."""
     write_faces(tmp_path / "in", 7)
-    units = find(str(tmp_path / "in"), "faces").units(3)
-    assert [len(unit.items) for unit in units] == [3, 3, 1]
-    assert [item.name for unit in units for item in unit.items] == [f"{i:04d}.png" for i in range(7)]
     write_faces(tmp_path / "elsewhere", 7)
-    elsewhere = find(str(tmp_path / "elsewhere"), "faces").units(3)
-    assert [unit.name for unit in elsewhere] == [unit.name for unit in units]
-    assert len({unit.name for unit in units}) == 3
+
+    def units(folder: str, settings: dict, out: str, rows: int = 3, size: float = 1e9):
+        uri = str(tmp_path / folder)
+        with claimed(str(tmp_path / out), "faces", settings, {"input": uri}) as target:
+            return image_units(target, uri, scan_images(uri), rows, size)
+
+    found = units("in", {"seed": 1}, "a")
+    assert [len(unit.load()) for unit in found] == [unit.rows for unit in found] == [3, 3, 1]
+    assert [item.name for unit in found for item in unit.load()] == [f"{i:04d}.png" for i in range(7)]
+    names = [unit.name for unit in found]
+    assert len(set(names)) == 3
+    assert [unit.name for unit in units("elsewhere", {"seed": 1}, "b")] == names
+    assert not {unit.name for unit in units("in", {"seed": 2}, "c")} & set(names)
+    write_faces(tmp_path / "in", 1, first=50)
+    assert [unit.name for unit in units("in", {"seed": 1}, "a")] == names
+    sizes = [file.stat().st_size for file in sorted((tmp_path / "elsewhere").iterdir())]
+    assert units("elsewhere", {}, "d", 100, sum(sizes[:2]))[0].rows == 2
 
 
 def test_splits_are_decided_once_and_obeyed(ray_local, tmp_path):
@@ -333,8 +362,7 @@ def test_splits_are_decided_once_and_obeyed(ray_local, tmp_path):
     for row, split in zip(rows[4:], ["val"] * 3 + ["test"] * 2, strict=True):
         row |= {"id": f"{'held' if split == 'val' else split}-{row['id']}", "split": split}
     assert any(row["split"] != shards.split_of(row["id"]) for row in rows)
-    receipt = shards.commit(uri, "0" * 20, rows, [], shards.FACE_SCHEMA)
-    shards.finish_set(uri, "faces", shards.Totals.of([receipt]), {})
+    write_set(uri, "faces", rows)
     faces = load_faces(uri, 32)
     assert {split: len(faces.subset(split)) for split in ("train", "val", "test")} == {"train": 4, "val": 3, "test": 2}
     assert all(identifier.startswith("held-") for identifier in faces.subset("val").ids)
@@ -343,34 +371,3 @@ def test_splits_are_decided_once_and_obeyed(ray_local, tmp_path):
     pairs = load_pairs(out)
     assert {split: len(pairs.subset(split)) for split in ("train", "val", "test")} == {"train": 8, "val": 6, "test": 4}
     assert all(identifier.startswith("held-") for identifier in pairs.subset("val").hr_ids)
-
-
-def test_faces_without_a_split_are_refused(tmp_path):
-    schema = shards.FACE_SCHEMA.remove(shards.FACE_SCHEMA.get_field_index("split"))
-    receipt = shards.commit(str(tmp_path), "0" * 20, face_rows(1), [], schema)
-    shards.finish_set(str(tmp_path), "faces", shards.Totals.of([receipt]), {})
-    with pytest.raises(UsageError, match="no column"):
-        load_faces(str(tmp_path), 32)
-
-
-def test_pairs_may_lack_a_split(tmp_path):
-    """A pair's split counts in its hash only where it is not the rule's; a set without the column is split by it."""
-    lr = encode_png(sample_face(0, 0, 32))
-    base = dict(variant=0, lr=lr, style_mode="none", style_ids=[], style_bank="", seed=0, model="bicubic")
-    ids = [f"{i}.png" for i in range(30)]
-    old = [{"id": f"{i}#0", "hr_id": i, "hr": encode_png(sample_face(0, k, 32))} | base for k, i in enumerate(ids)]
-    new = [row | {"split": shards.split_of(row["hr_id"])} for row in old]
-    other = [row | {"split": "test"} for row in old]
-    made = [
-        shards.commit(str(tmp_path / name), "0" * 20, rows, [], schema)
-        for name, rows, schema in (
-            ("old", old, shards.PAIR_SCHEMA.remove(len(shards.PAIR_SCHEMA) - 1)),
-            ("new", new, shards.PAIR_SCHEMA),
-            ("other", other, shards.PAIR_SCHEMA),
-        )
-    ]
-    assert made[0].row_hash == made[1].row_hash != made[2].row_hash
-    shards.finish_set(str(tmp_path / "old"), "pairs", shards.Totals.of(made[:1]), {})
-    held = load_pairs(str(tmp_path / "old")).subset("val").hr_ids
-    assert held == sorted(i for i in ids if shards.split_of(i) == "val")
-    assert held

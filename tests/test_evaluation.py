@@ -16,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import Notes, he_, save_embedding
+from conftest import Notes, he_, save_embedding, write_set
 from facelab.config import Config, build, parse
 from facelab.data.prepare import PrepareConfig, prepare
-from facelab.data.shards import PAIR_SCHEMA, Totals, commit, finish_set
 from facelab.data.tables import write_table
 from facelab.data.tensors import load_faces
 from facelab.errors import UsageError
@@ -359,10 +358,10 @@ def test_pairs_of_mixed_sizes(tmp_path, hr_folder, edsr):
     for i, side in enumerate((64, 48, 64, 32)):
         hr = faces[i, :, :side, :side]
         images = {"hr": encode_png(hr), "lr": encode_png(resize(hr[None], side // 4)[0])}
-        none = {"style_mode": "none", "style_ids": [], "style_bank": "", "seed": 0, "model": "bicubic"}
+        none = {"style_mode": "none", "style_ids": [], "style_weights": [], "style_bank": "", "seed": 0}
+        none |= {"model": "bicubic", "split": "train", "hr_sha256": str(i)}
         rows.append({"id": f"{i}#0", "hr_id": str(i), "variant": 0} | images | none)
-    receipt = commit(str(tmp_path / "pairs"), "0" * 20, rows, [], PAIR_SCHEMA)
-    finish_set(str(tmp_path / "pairs"), "pairs", Totals.of([receipt]), {})
+    write_set(str(tmp_path / "pairs"), "pairs", rows)
     found = evaluate(config(tmp_path, test=str(tmp_path / "pairs"), batch_size=3))
     assert (found["n"], found["lr_kind"]) == (4, "pairs")
     finished = write_images(tmp_path / "finished", {f"{row['id']}.png": decode_tensor(row["hr"]) for row in rows})
@@ -380,7 +379,7 @@ def test_shards_that_lost_rows_are_refused(ray_local, tmp_path, hr_folder, lr_fo
     prepare(build(PrepareConfig, input=str(hr_folder), output=str(tmp_path / "hr"), rows_per_shard=20))
     next((tmp_path / "hr").glob("part-*.parquet")).unlink()
     for more in ({}, {"real": str(lr_folder), "reference": str(hr_folder)}):
-        with pytest.raises(UsageError, match="40 faces where the manifest counts 60"):
+        with pytest.raises(UsageError, match=r"part-.*not found: .*write the set again"):
             evaluate(config(tmp_path, test=str(tmp_path / "hr"), **more))
 
 

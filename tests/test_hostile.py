@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, write_faces
+from conftest import ROOT, write_faces, write_set
 from corpus import (
     CONFIGS,
     COPY,
@@ -35,7 +35,7 @@ from corpus import (
 from facelab import storage
 from facelab.config import build, parse, to_yaml, without_secret
 from facelab.data import shards
-from facelab.data.faces import face_row, read_face
+from facelab.data.faces import face_row, read_file
 from facelab.data.prepare import PREPARE
 from facelab.data.source import find
 from facelab.data.tensors import load_faces, load_pairs
@@ -213,9 +213,7 @@ def places(tmp_path_factory) -> Path:
 
     def face_shards(uri: str) -> str:
         rows = [face_row(f"{i}.png", encode_png(np.asarray(face(i))), "s") for i in range(3)]
-        receipt = shards.commit(uri, "0" * 20, rows, [], shards.FACE_SCHEMA)
-        shards.finish_set(uri, "faces", shards.Totals.of([receipt]), {})
-        return shards.shard_uri(uri, "0" * 20)
+        return f"{uri}/{write_set(uri, 'faces', rows).shards[0].name}"
 
     write_places(folder, face_shards)
     return folder
@@ -368,9 +366,9 @@ def test_a_denied_key_on_s3_is_the_stores_error(tmp_path, hr_folder, monkeypatch
     monkeypatch.setattr(storage._S3, "cat_file", denied)
     monkeypatch.setattr(Path, "read_bytes", denied)
     with pytest.raises(StoreError, match="whether they have expired"):
-        read_face("a.png", "s3://bucket/a.png", "s3://bucket")
+        read_file("s3://bucket/a.png")
     with pytest.raises(BadImage, match="Permission denied"):
-        read_face("a.png", str(file), str(hr_folder))
+        read_file(str(file))
     monkeypatch.setattr("pyarrow.parquet.read_table", denied)
     with pytest.raises(StoreError, match="whether they have expired"):
         shards.read_columns("s3://bucket/part.parquet", ["id"])
@@ -406,7 +404,7 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path):
     with place.open("wb") as file:
         file.truncate(2**40)  # of holes: it takes no room
     with pytest.raises(BadImage, match="too large: a file of 1048576 MiB"):
-        read_face("huge.png", str(place), str(tmp_path))
+        read_file(str(place))
 
 
 @pytest.mark.parametrize(("hr_size", "scale"), [(64, 8), (32, 4)])

@@ -63,7 +63,7 @@ def test_pairs_are_identical_for_one_and_three_actors(
     assert a == b
     assert len({row["lr"] for row in a.values()}) == 120  # every variant differs
     first = a["0000.png#1"]
-    assert (first["hr_id"], first["variant"], first["style_mode"]) == ("0000.png", 1, "bank")
+    assert (first["hr_id"], first["variant"], first["style_mode"]) == ("0000.png", 1, "random")
     assert first["style_ids"][0].endswith(".png")
     assert first["model"].startswith("stylevae@")
     other = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "other", seed=1))

@@ -1,0 +1,305 @@
+"""A shard set that is killed, resumed, begun twice, or begun by two: what is committed is kept, nothing is doubled, and
+the finished set is the one that an undisturbed run makes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, write_faces
+from facelab import storage
+from facelab.config import build
+from facelab.data import owner, work
+from facelab.data.manifest import read_manifest
+from facelab.data.owner import Owner
+from facelab.data.prepare import PREPARE, PrepareConfig, prepare
+from facelab.data.shard_set import claimed
+from facelab.data.validate import VALIDATE
+from facelab.errors import StoreError, UsageError
+from facelab.synthesis.job import SynthesizeConfig, synthesize
+from facelab.trained import store
+
+from models import StyleVAE
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All that a set is: shards, what was set aside, and the manifest but for the place of the input."""
+    found = {file.name: file.read_bytes() for file in folder.glob("*.parquet") if file.name != "style_bank.parquet"}
+    return found | {"hash": read_manifest(str(folder)).hash.encode()}
+
+
+def receipts_of(folder: Path) -> dict[str, int]:
+    """Receipt -> when it was written, ns."""
+    return {file.name: file.stat().st_mtime_ns for file in (folder / "receipts").glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def degrader(tmp_path_factory) -> str:
+    torch.manual_seed(3)
+    place = str(tmp_path_factory.mktemp("model"))
+    store.save_model(place, "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    return place
+
+
+def test_what_is_committed_is_not_computed_again(ray_local, tmp_path, monkeypatch):
+    """A run that breaks off after some units, then the same command: the receipts of before are as they were, and the
+    set is that of a run that was left alone. Again: it is finished, and nothing is written."""
+    folder = write_faces(tmp_path / "in", 12)
+    (folder / "copy.png").write_bytes((folder / "0003.png").read_bytes())
+    (folder / "bad.png").write_bytes(b"no image")
+
+    def run(out: str) -> dict:
+        return prepare(build(PrepareConfig, input=str(folder), output=str(tmp_path / out), rows_per_shard=3))
+
+    whole = run("whole")
+    assert (whole["n"], whole["n_rejected"], whole["n_train"] + whole["n_val"]) == (12, 2, 12)
+
+    def two_units(units):
+        yield list(units)[:2]
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "chunks", lambda units, size: two_units(units))
+        with pytest.raises(KeyboardInterrupt):
+            run("broken")
+    before = receipts_of(tmp_path / "broken")
+    assert len(before) == 2
+    with pytest.raises(UsageError, match="did not finish"):
+        read_manifest(str(tmp_path / "broken"))
+    assert run("broken") == whole
+    after = receipts_of(tmp_path / "broken")
+    copied = [name for name in before if b'"copy: of' in (tmp_path / "broken" / "receipts" / name).read_bytes()]
+    assert {name: after[name] for name in before if name not in copied} == {
+        name: when for name, when in before.items() if name not in copied
+    }
+    assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
+    assert run("broken") == whole
+    assert receipts_of(tmp_path / "broken") == after
+    assert not list(tmp_path.glob("*/owner.json"))
+
+
+def test_other_settings_are_refused_and_named(ray_local, tmp_path, hr_folder, capsys):
+    """Before anything is written or deleted; --overwrite deletes."""
+    options = ["--input", str(hr_folder), "--output", str(tmp_path / "out"), "--preset", "debug"]
+    assert PREPARE.main(options) == 0
+    summary = (tmp_path / "out" / "summary.json").read_text()
+    assert PREPARE.main([*options, "--min-side", "20"]) == 2
+    assert "was begun with min_side 12, not 20" in capsys.readouterr().err
+    assert (tmp_path / "out" / "summary.json").read_text() == summary
+    assert PREPARE.main(options) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert PREPARE.main([*options, "--min-side", "20", "--overwrite"]) == 0
+    assert read_manifest(str(tmp_path / "out")).settings["min_side"] == 20
+
+
+def test_a_set_of_other_inputs_is_refused(ray_local, tmp_path, hr_folder, degrader):
+    """At the same places: another degrader, other faces."""
+    place, hr, out = tmp_path / "degrader", tmp_path / "hr", str(tmp_path / "pairs")
+    write_faces(tmp_path / "faces", 6)
+    prepare(build(PrepareConfig, input=str(tmp_path / "faces"), output=str(hr)))
+
+    def run(**values) -> dict:
+        given = {"hr": str(hr), "degrader": str(place), "style_mode": "prior", "output": out}
+        return synthesize(build(SynthesizeConfig, **given | values))
+
+    torch.manual_seed(4)
+    store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    first = run()
+    assert run() == first
+    with pytest.raises(UsageError, match="begun with model"):
+        run(degrader=degrader)
+    torch.manual_seed(5)
+    store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    with pytest.raises(UsageError, match="begun with model"):
+        run()
+    second = run(overwrite=True)
+    assert second["data_hash"] != first["data_hash"]
+    write_faces(tmp_path / "faces", 1, first=70)
+    prepare(build(PrepareConfig, input=str(tmp_path / "faces"), output=str(hr), overwrite=True))
+    with pytest.raises(UsageError, match="begun with hr_hash"):
+        run()
+
+
+def test_a_set_has_one_writer(tmp_path, monkeypatch):
+    """A live job keeps others out; one that died on this machine is succeeded at once; one elsewhere after so many
+    missed heartbeats; who was taken for dead does not finish the set."""
+    monkeypatch.setattr(owner, "BEAT_S", 0.05)
+    uri = str(tmp_path)
+    with Owner(uri), pytest.raises(UsageError, match=f"process {os.getpid()} on .* is writing there"), Owner(uri):
+        pass
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for record in ({"host": Owner(uri).record["host"], "pid": gone.pid}, {"host": "elsewhere", "pid": 1}):
+        storage.write_text(f"{uri}/owner.json", json.dumps({"token": "x", "beat": 7} | record))
+        with Owner(uri) as one:
+            one.check()
+    with claimed(uri, "faces", {}, {}) as target:
+        storage.write_text(
+            f"{uri}/owner.json", json.dumps({"token": "other", "host": "elsewhere", "pid": 1, "beat": 0})
+        )
+        deadline = time.monotonic() + 20
+        while not target.owner._lost and time.monotonic() < deadline:
+            time.sleep(0.02)
+        with pytest.raises(StoreError, match="another job took over"):
+            target.finish(target.totals([]))
+    assert not (tmp_path / "manifest.json").exists()
+    assert json.loads((tmp_path / "owner.json").read_text())["token"] == "other"
+
+
+def test_a_set_is_validated(ray_local, tmp_path, capsys):
+    """As written: equal hashes. A byte changed, at the same size: told by name, and listed."""
+    write_faces(tmp_path / "in", 6)
+    prepare(build(PrepareConfig, input=str(tmp_path / "in"), output=str(tmp_path / "set"), rows_per_shard=2))
+    options = ["--input", str(tmp_path / "set"), "--output", str(tmp_path / "out")]
+    assert VALIDATE.main(options) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    manifest = read_manifest(str(tmp_path / "set"))
+    assert (summary["n"], summary["n_shards"], summary["data_hash"]) == (6, 3, manifest.hash)
+    shard = tmp_path / "set" / manifest.shards[1].name
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    capsys.readouterr()
+    assert VALIDATE.main(options) == 2
+    assert f"1 of 3 shards are not as they were written, such as {shard.name}" in capsys.readouterr().err
+    assert list(json.loads((tmp_path / "out" / "problems.json").read_text())) == [shard.name]
+    assert VALIDATE.main(["--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]) == 2
+
+
+def test_an_object_is_created_once(tmp_path):
+    place = str(tmp_path / "deep" / "object")
+    assert storage.create(place, b"first")
+    assert not storage.create(place, b"second")
+    assert storage.read_bytes(place) == b"first"
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["object"]
+
+
+def synthesis(folder: Path, lr: Path, degrader: str, tmp_path: Path, out: str) -> list[str]:
+    """The command of a job of one unit for each face."""
+    options = ["--hr", str(folder), "--lr", str(lr), "--degrader", degrader, "--rows-per-shard", "1"]
+    options += ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", "--output", str(tmp_path / out)]
+    return [sys.executable, "-m", "jobs.synthesize", *options]
+
+
+def start(command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen:
+    nowhere = subprocess.DEVNULL
+    environment = os.environ | (env or {})
+    return subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=nowhere, start_new_session=True, env=environment)
+
+
+def wait_for_receipts(out: Path, count: int, job: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while len(receipts_of(out)) < count and time.monotonic() < deadline:
+        assert job.poll() is None, "it ended before it was killed"
+        time.sleep(0.01)
+
+
+def actors_below(root: int) -> list[int]:
+    """Process ids of the model actors that a job started."""
+    parents, named = {}, set()
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(place.name)] = int(place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if b"_Making" in place.joinpath("cmdline").read_bytes():
+                named.add(int(place.name))
+        except OSError:  # ended just now
+            continue
+
+    def belongs(pid: int) -> bool:
+        return pid == root or (pid in parents and belongs(parents[pid]))
+
+    return [pid for pid in named if belongs(pid)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, lr_folder, degrader) -> Path:
+    """The pairs of 44 faces, of a run that was left alone; the faces are in `in` beside them."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    write_faces(folder / "in", 44)
+    subprocess.run(synthesis(folder / "in", lr_folder, degrader, folder, "out"), cwd=ROOT, check=True)
+    return folder / "out"
+
+
+@pytest.mark.chaos
+def test_a_driver_killed_at_ten_moments(tmp_path, lr_folder, degrader, undisturbed):
+    """kill -9 of the driver, at ten moments spread over the writing of the shards, then the same command: every receipt
+    of before is as it was, and the set is that of an undisturbed run."""
+    command, out = synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out"), tmp_path / "out"
+    computed: dict[str, int] = {}
+    for kill in range(10):
+        job = start(command)
+        wait_for_receipts(out, 4 * kill + 2, job)
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        now = receipts_of(out)
+        assert {name: now[name] for name in computed} == computed
+        assert len(now) > len(computed)
+        computed = now
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert " of 44 images were committed before" in done.stdout
+    now = receipts_of(out)
+    assert {name: now[name] for name in computed} == computed
+    assert files_of(out) == files_of(undisturbed)
+
+
+@pytest.mark.chaos
+def test_an_actor_killed_at_three_moments(tmp_path, lr_folder, degrader, undisturbed):
+    """The job goes on, and ends in the set of an undisturbed run."""
+    out = tmp_path / "out"
+    job = start(synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out"))
+    computed: dict[str, int] = {}
+    for count in (3, 12, 24):
+        wait_for_receipts(out, count, job)
+        computed |= receipts_of(out)
+        actors = actors_below(job.pid)
+        assert actors
+        os.kill(actors[0], signal.SIGKILL)
+    assert job.wait(240) == 0
+    now = receipts_of(out)
+    assert {name: now[name] for name in computed} == computed
+    assert files_of(out) == files_of(undisturbed)
+
+
+@pytest.mark.chaos
+def test_a_node_killed(tmp_path, lr_folder, degrader, undisturbed):
+    """Of two, that with the model's actors: the job goes on where a node takes its place."""
+    script = tmp_path / "cluster.py"
+    script.write_text(
+        "import sys\n"
+        "from ray.cluster_utils import Cluster\n"
+        "cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))\n"
+        "node = cluster.add_node(num_cpus=1)\n"
+        "cluster.wait_for_nodes()\n"
+        "print(cluster.address, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "cluster.remove_node(node, allow_graceful=False)\n"
+        "cluster.add_node(num_cpus=1)\n"
+        "print('killed', flush=True)\n"
+        "sys.stdin.read()\n"
+        "cluster.shutdown()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    cluster = subprocess.Popen([sys.executable, str(script)], **pipes)  # pyrefly: ignore
+    try:
+        assert cluster.stdin is not None
+        assert cluster.stdout is not None
+        address = next(line.strip() for line in cluster.stdout if ":" in line and " " not in line.strip())
+        command = synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out")
+        path = os.pathsep.join(map(str, (ROOT / "platform", ROOT)))
+        job = start([*command, "--actors", "2"], {"RAY_ADDRESS": address, "PYTHONPATH": path})
+        wait_for_receipts(tmp_path / "out", 10, job)
+        computed = receipts_of(tmp_path / "out")
+        cluster.stdin.write("\n")
+        cluster.stdin.flush()
+        assert job.wait(240) == 0
+        now = receipts_of(tmp_path / "out")
+        assert {name: now[name] for name in computed} == computed
+        assert files_of(tmp_path / "out") == files_of(undisturbed)
+    finally:
+        cluster.stdin.close()
+        cluster.wait(60)
