@@ -99,6 +99,22 @@ def real_faces() -> Path:
     return FACES
 
 
+def save_degrader(place: Path, seed: int = 3) -> str:
+    """An untrained styleVAE: what it makes is ugly, but depends on style and noise."""
+    from facelab.trained import store
+
+    from models import StyleVAE
+
+    torch.manual_seed(seed)
+    store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    return str(place)
+
+
+@pytest.fixture(scope="session")
+def degrader(tmp_path_factory) -> str:
+    return save_degrader(tmp_path_factory.mktemp("degrader"))
+
+
 def trained_degrader(hr: str, lr: str, folder: Path, **options):
     """The demo's styleVAE, trained on these faces, as a degrader that takes its styles from `lr`."""
     from facelab.config import build

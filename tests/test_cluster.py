@@ -10,13 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, save_degrader
 from facelab import storage
-from facelab.trained import store
-
-from models import StyleVAE
 
 pytestmark = pytest.mark.cluster
 KEY, SECRET = "facelab-test-key", "facelab-test-secret"
@@ -38,12 +34,6 @@ def job(name: str, *arguments: str, env: dict[str, str], expect: int = 0) -> str
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def save_degrader(place: Path) -> str:
-    torch.manual_seed(3)
-    store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
-    return str(place)
 
 
 @contextmanager

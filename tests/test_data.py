@@ -371,3 +371,22 @@ def test_splits_are_decided_once_and_obeyed(ray_local, tmp_path):
     pairs = load_pairs(out)
     assert {split: len(pairs.subset(split)) for split in ("train", "val", "test")} == {"train": 8, "val": 6, "test": 4}
     assert all(identifier.startswith("held-") for identifier in pairs.subset("val").hr_ids)
+
+
+def test_faces_without_a_split_are_refused(tmp_path):
+    schema = shards.FACE_SCHEMA.remove(shards.FACE_SCHEMA.get_field_index("split"))
+    with claimed(str(tmp_path), "faces", {}, {}) as target:
+        shards.commit(target.uri, "0" * 20, face_rows(1), [], schema)
+        target.finish(target.totals(["0" * 20]))
+    with pytest.raises(UsageError, match="no column"):
+        load_faces(str(tmp_path), 32)
+
+
+def test_a_box_is_what_is_kept_of_an_image(face):
+    """As far as it lies in the image; a recipe's split stands for the rule's."""
+    data = encode_png(face)
+    row = face_row("a.png", data, "s", "test", (-5, 10, 30, 90))
+    assert np.array_equal(decode(row["image"]), face[10:, :30])
+    assert (row["height"], row["width"], row["split"]) == (38, 30, "test")
+    with pytest.raises(BadImage, match="outside the image of 48x48 px"):
+        face_row("a.png", data, "s", box=(48, 0, 60, 20))

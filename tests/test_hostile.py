@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 import yaml
 from conftest import ROOT, write_faces, write_set
 from corpus import (
@@ -49,12 +48,9 @@ from facelab.images import BadImage, decode, encode_png, is_plain
 from facelab.reports.report import REPORT
 from facelab.samples.sets import SAMPLE_FACES
 from facelab.synthesis.job import SYNTHESIZE
-from facelab.trained import store
 from facelab.training.job import TRAIN_DEGRADER, TRAIN_SR
 from facelab.training.sr import TrainSRConfig
 from PIL import Image, ImageCms
-
-from models import StyleVAE
 
 REFUSED = {"unreadable", "truncated", "decompression bomb"}
 
@@ -94,14 +90,6 @@ def snapshot(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Corpus:
     return Corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def degrader(tmp_path_factory) -> str:
-    place = str(tmp_path_factory.mktemp("degrader"))
-    torch.manual_seed(0)
-    store.save_model(place, "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
-    return place
 
 
 def run(job, output: Path, *options: str, capsys) -> tuple[int, str, dict]:

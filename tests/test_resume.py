@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, write_faces
+from conftest import ROOT, save_degrader, write_faces
 from facelab import storage
 from facelab.config import build
 from facelab.data import owner, work
@@ -22,9 +21,6 @@ from facelab.data.shard_set import claimed
 from facelab.data.validate import VALIDATE
 from facelab.errors import StoreError, UsageError
 from facelab.synthesis.job import SynthesizeConfig, synthesize
-from facelab.trained import store
-
-from models import StyleVAE
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -36,14 +32,6 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def receipts_of(folder: Path) -> dict[str, int]:
     """Receipt -> when it was written, ns."""
     return {file.name: file.stat().st_mtime_ns for file in (folder / "receipts").glob("*.json")}
-
-
-@pytest.fixture(scope="module")
-def degrader(tmp_path_factory) -> str:
-    torch.manual_seed(3)
-    place = str(tmp_path_factory.mktemp("model"))
-    store.save_model(place, "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
-    return place
 
 
 def test_what_is_committed_is_not_computed_again(ray_local, tmp_path, monkeypatch):
@@ -107,14 +95,12 @@ def test_a_set_of_other_inputs_is_refused(ray_local, tmp_path, hr_folder, degrad
         given = {"hr": str(hr), "degrader": str(place), "style_mode": "prior", "output": out}
         return synthesize(build(SynthesizeConfig, **given | values))
 
-    torch.manual_seed(4)
-    store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    save_degrader(place, seed=4)
     first = run()
     assert run() == first
     with pytest.raises(UsageError, match="begun with model"):
         run(degrader=degrader)
-    torch.manual_seed(5)
-    store.save_model(str(place), "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
+    save_degrader(place, seed=5)
     with pytest.raises(UsageError, match="begun with model"):
         run()
     second = run(overwrite=True)
@@ -199,6 +185,13 @@ def wait_for_receipts(out: Path, count: int, job: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+def assert_whole(out: Path, computed: dict[str, int], undisturbed: Path) -> None:
+    """The set of an undisturbed run, with every receipt of before as it was."""
+    now = receipts_of(out)
+    assert {name: now[name] for name in computed} == computed
+    assert files_of(out) == files_of(undisturbed)
+
+
 def actors_below(root: int) -> list[int]:
     """Process ids of the model actors that a job started."""
     parents, named = {}, set()
@@ -242,9 +235,7 @@ def test_a_driver_killed_at_ten_moments(tmp_path, lr_folder, degrader, undisturb
         computed = now
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     assert " of 44 images were committed before" in done.stdout
-    now = receipts_of(out)
-    assert {name: now[name] for name in computed} == computed
-    assert files_of(out) == files_of(undisturbed)
+    assert_whole(out, computed, undisturbed)
 
 
 @pytest.mark.chaos
@@ -260,9 +251,7 @@ def test_an_actor_killed_at_three_moments(tmp_path, lr_folder, degrader, undistu
         assert actors
         os.kill(actors[0], signal.SIGKILL)
     assert job.wait(240) == 0
-    now = receipts_of(out)
-    assert {name: now[name] for name in computed} == computed
-    assert files_of(out) == files_of(undisturbed)
+    assert_whole(out, computed, undisturbed)
 
 
 @pytest.mark.chaos
@@ -297,9 +286,7 @@ def test_a_node_killed(tmp_path, lr_folder, degrader, undisturbed):
         cluster.stdin.write("\n")
         cluster.stdin.flush()
         assert job.wait(240) == 0
-        now = receipts_of(tmp_path / "out")
-        assert {name: now[name] for name in computed} == computed
-        assert files_of(tmp_path / "out") == files_of(undisturbed)
+        assert_whole(tmp_path / "out", computed, undisturbed)
     finally:
         cluster.stdin.close()
         cluster.wait(60)

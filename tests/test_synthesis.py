@@ -13,17 +13,8 @@ from facelab.evaluation.run import evaluate
 from facelab.synthesis.job import SynthesizeConfig, load_degrader, synthesize
 from facelab.trained import store
 
-from models import StyleVAE, build_degrader
+from models import build_degrader
 from models.resize import resize
-
-
-@pytest.fixture(scope="module")
-def degrader(tmp_path_factory) -> str:
-    """An untrained styleVAE: what it makes is ugly, but depends on style and noise."""
-    torch.manual_seed(3)
-    place = str(tmp_path_factory.mktemp("model"))
-    store.save_model(place, "degrader", "stylevae", StyleVAE(4, channels=16, blocks=1, style_dim=8), 4, 64)
-    return place
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,14 @@ import shutil
 import tempfile
 import unicodedata
 import uuid
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
+from threading import Event
 from typing import Any
 from urllib.parse import unquote
 
@@ -224,34 +224,34 @@ def _keys(uri: str) -> Iterator[tuple[str, int]]:
         with suppress(ClientError):  # a prefix
             yield uri, _client().head_object(Bucket=bucket, Key=key)["ContentLength"]
             return
-    prefix = f"{key}/" if key else ""
-    prefixes, files = [prefix], []
+    prefixes = [f"{key}/" if key else ""]
     while 0 < len(prefixes) < _LISTERS:
-        found = [_page(bucket, each) for each in prefixes]
-        deeper = [below for folders, _ in found for below in folders]
-        files += [file for _, here in found for file in here]
+        deeper = []
+        for page in (page for each in prefixes for page in _pages(bucket, each, Delimiter="/")):
+            yield from _files(bucket, page)
+            deeper += [each["Prefix"] for each in page.get("CommonPrefixes", ())]
         prefixes = deeper
-    yield from files
+    queues: list[Queue[Any]] = [Queue(_PAGES_AHEAD) for _ in prefixes]
+    stopped = Event()
     with ThreadPoolExecutor(_LISTERS) as pool:
-        waiting = deque()
-        for each in prefixes:
-            waiting.append(pages := Queue(_PAGES_AHEAD))
-            pool.submit(_list_into, pages, bucket, each)
-        while waiting:
-            pages = waiting.popleft()
-            while (page := pages.get()) is not None:
-                if isinstance(page, Exception):
-                    raise page
-                yield from page
+        for pages, each in zip(queues, prefixes, strict=True):
+            pool.submit(_list_into, pages, stopped, bucket, each)
+        try:
+            for pages in queues:
+                while (page := pages.get()) is not None:
+                    if isinstance(page, Exception):
+                        raise page
+                    yield from page
+        finally:  # also of who needs no more: a lister that waits for room would wait for ever
+            stopped.set()
+            for pages in queues:
+                with suppress(Empty):
+                    while True:
+                        pages.get_nowait()
 
 
-def _page(bucket: str, prefix: str) -> tuple[list[str], list[tuple[str, int]]]:
-    """Folders and files right below a prefix."""
-    folders, files = [], []
-    for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/"):
-        folders += [each["Prefix"] for each in page.get("CommonPrefixes", ())]
-        files += _files(bucket, page)
-    return folders, files
+def _pages(bucket: str, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+    return iter(_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options))
 
 
 def _files(bucket: str, page: dict[str, Any]) -> list[tuple[str, int]]:
@@ -259,11 +259,15 @@ def _files(bucket: str, page: dict[str, Any]) -> list[tuple[str, int]]:
     return [(f"s3://{bucket}/{key}", size) for key, size in found if not key.endswith("/")]
 
 
-def _list_into(pages: "Queue[Any]", bucket: str, prefix: str) -> None:
+def _list_into(pages: "Queue[Any]", stopped: Event, bucket: str, prefix: str) -> None:
     """Pages of a prefix, then None; or what went wrong."""
     try:
-        for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+        if stopped.is_set():
+            return
+        for page in _pages(bucket, prefix):
             pages.put(_files(bucket, page))
+            if stopped.is_set():
+                return
         pages.put(None)
     except Exception as error:  # told by the one who takes the pages
         pages.put(error)

@@ -19,7 +19,7 @@ from facelab.images import LARGE_SIDE, MAX_PIXELS, BadImage, encode_png, is_plai
 MIN_SIDE = 12
 """Below it nothing of a face is left (px)."""
 _TOO_SMALL = "too small"
-MOST_BYTES = 8 * MAX_PIXELS
+_MOST_BYTES = 8 * MAX_PIXELS
 """Of a file: more than any image that is taken has, in any format."""
 _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 """Errors of a disk that say nothing of the other files."""
@@ -125,7 +125,7 @@ def read_file(uri: str) -> bytes:
         BadImage: the reason why it cannot be used.
         StoreError: no file can be read. On S3, that is also what a denied one means: keys, a token, a clock.
     """
-    if os.path.exists(uri) and (size := os.path.getsize(uri)) > MOST_BYTES:
+    if os.path.exists(uri) and (size := os.path.getsize(uri)) > _MOST_BYTES:
         raise BadImage(f"too large: a file of {size / 2**20:.0f} MiB")
     try:
         return storage.read_bytes(uri)

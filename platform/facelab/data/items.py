@@ -60,11 +60,12 @@ def write_items(uri: str, items: Iterable[Item]) -> None:
 def cut(items: Iterable[Item], rows: int, size: float = math.inf) -> Iterator[tuple[Item, ...]]:
     """Neighbours, at most so many rows and bytes, but one item at least."""
     part: list[Item] = []
+    rows_left, size_left = rows, size
     for item in items:
-        full = sum(i.rows for i in part) + item.rows > rows or sum(i.size for i in part) + item.size > size
-        if part and full:
+        if part and (item.rows > rows_left or item.size > size_left):
             yield tuple(part)
-            part = []
+            part, rows_left, size_left = [], rows, size
         part.append(item)
+        rows_left, size_left = rows_left - item.rows, size_left - item.size
     if part:
         yield tuple(part)

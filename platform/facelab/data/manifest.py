@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from facelab import storage
@@ -44,8 +44,6 @@ class Manifest:
     """Of the code that finished it."""
     shards: list[Shard]
     schema: int = SCHEMA_VERSION
-    splits: dict[str, int] = field(default_factory=dict)
-    """Split -> rows."""
 
 
 def manifest_uri(uri: str) -> str:
@@ -61,7 +59,7 @@ def read_manifest(uri: str) -> Manifest | None:
     """
     place = manifest_uri(uri)
     if not storage.exists(place):
-        if any(is_shard(name) for name, _ in storage.list_files(uri, (".parquet",))):
+        if any(is_shard(found.name) for found in storage.scan(uri, (".parquet",))):
             raise UsageError(
                 f"{uri}: shards without manifest.json: the job that wrote them did not finish; run it again"
             )

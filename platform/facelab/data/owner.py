@@ -33,7 +33,7 @@ class Owner:
         self.record: dict[str, Any] = {
             "token": uuid.uuid4().hex, "host": socket.gethostname(), "pid": os.getpid(), "beat": 0,
         }  # fmt: skip
-        self._lost = self._stopped = False
+        self._lost = False
         self._wake = threading.Event()
 
     def __enter__(self) -> Self:
@@ -105,6 +105,6 @@ def _runs(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True

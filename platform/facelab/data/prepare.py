@@ -35,7 +35,7 @@ class PrepareConfig(JobConfig):
     WRITES = (*JobConfig.WRITES, *SET_FILES)
 
     input: Uri
-    """Folder, archive or s3:// prefix, as the recipe says; of a folder of images, subfolders are searched."""
+    """Folder or s3:// prefix of JPEG, PNG, WebP or BMP files; subfolders are searched."""
     recipe: Literal[tuple(RECIPES)] = "folder"  # pyrefly: ignore
     """How the input is laid out: `folder` takes every image file below it."""
     min_side: int = Field(default=MIN_SIDE, ge=1)

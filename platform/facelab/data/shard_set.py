@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -75,23 +74,20 @@ class ShardSet:
             StoreError: another job owns the set now.
         """
         self.owner.check()
-        splits = {split: sum(shard.splits.get(split, 0) for shard in totals.files) for split in _SPLITS}
         manifest = Manifest(
             kind=self.kind,
             rows=totals.rows,
             bytes=sum(shard.bytes for shard in totals.files),
             hash=totals.row_hash.hexdigest(),
             settings=self.settings | self.places,
-            counts=totals.counts(splits, self.kind),
+            counts=totals.counts(self.kind),
             git_sha=git_sha(),
             shards=sorted(totals.files, key=lambda shard: shard.name),
-            splits={split: count for split, count in splits.items() if count},
         )
         write_manifest(self.uri, manifest)
         return manifest
 
 
-_SPLITS = ("train", "val", "test")
 SET_FILES = ("manifest.json", "settings.json", "units.json", "owner.json", "rejected.parquet")
 """What a job that writes a set writes beside the shards."""
 
@@ -148,7 +144,7 @@ def _settings_uri(uri: str) -> str:
 def _clear(uri: str) -> None:
     """Delete a set and nothing else of the user's; first what says that it is whole."""
     storage.delete(manifest_uri(uri))
-    ours = [place for name, place in storage.list_files(uri, (".parquet",)) if is_shard(name)]
+    ours = [found.uri for found in storage.scan(uri, (".parquet",)) if is_shard(found.name)]
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(storage.delete, [*ours, storage.join(uri, "rejected.parquet")]))
     for name in ("receipts", "units", "units.json", "settings.json"):
@@ -195,9 +191,12 @@ class Totals:
                 totals.first = f"{row['id']}: {row['reason']}"
         return totals
 
-    def counts(self, splits: dict[str, int], kind: str) -> dict[str, int]:
-        """For a summary."""
+    def counts(self, kind: str) -> dict[str, int]:
+        """For the summary of a set of faces or pairs."""
+        splits: Counter[str] = Counter()
+        for shard in self.files:
+            splits.update(shard.splits)
         counts = {"n": self.rows, "n_train": splits["train"], "n_val": splits["val"]}
         counts |= {"n_test": splits["test"]} if splits["test"] else {}
         counts |= {"n_rejected": self.rejected} | ({"n_enlarged": self.enlarged} if kind == "pairs" else {})
-        return counts | {f"rejected_{re.sub(' ', '_', kind)}": count for kind, count in sorted(self.reasons.items())}
+        return counts | {f"rejected_{why.replace(' ', '_')}": count for why, count in sorted(self.reasons.items())}

@@ -191,6 +191,15 @@ def read_shard(uri: str, columns: Sequence[str], sha256: str = "") -> list[dict[
         raise UsageError(f"{error}: the set has lost a shard: write the set again") from error
     if sha256 and hashlib.sha256(data).hexdigest() != sha256:
         raise UsageError(f"{uri}: changed since the set was written (damaged shard): write the set again")
+    return parse_shard(uri, data, columns)
+
+
+def parse_shard(uri: str, data: bytes, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of a shard's bytes.
+
+    Raises:
+        UsageError: they cannot be read, or lack a column.
+    """
     try:
         return pq.read_table(io.BytesIO(data)).select(list(columns)).to_pylist()
     except KeyError as error:

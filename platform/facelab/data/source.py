@@ -106,11 +106,14 @@ def find(uri: str, *kinds: str) -> Source:
     if not manifest.shards:
         raise UsageError(f"{uri}: an empty set of {manifest.kind}")
     require_shards(uri, manifest)
-    items = tuple(
-        Item(shard.name, storage.join(uri, shard.name), shard.bytes, rows=shard.rows, sha256=shard.sha256)
-        for shard in manifest.shards
+    return Source(uri, manifest.kind, shard_items(uri, manifest), manifest.rows, manifest.hash)
+
+
+def shard_items(uri: str, manifest: Manifest) -> tuple[Item, ...]:
+    """The shards of a set, as its manifest has them."""
+    return tuple(
+        Item(s.name, storage.join(uri, s.name), s.bytes, rows=s.rows, sha256=s.sha256) for s in manifest.shards
     )
-    return Source(uri, manifest.kind, items, manifest.rows, manifest.hash)
 
 
 def find_images(uri: str) -> Source:

@@ -32,10 +32,12 @@ def image_units(target: ShardSet, uri: str, items: Iterable[Item], rows: int, si
     when it was begun, and no driver holds their names.
     """
     index = storage.join(target.uri, "units.json")
-    if not storage.exists(index):
+    if storage.exists(index):
+        found: dict[str, int] = json.loads(storage.read_bytes(index))
+    else:
         storage.delete(storage.join(target.uri, "units"))  # of a listing that broke off
-        storage.write_text(index, json.dumps(dict(_listed(target, uri, items, rows, size))))
-    found: dict[str, int] = json.loads(storage.read_bytes(index))
+        found = dict(_listed(target, uri, items, rows, size))
+        storage.write_text(index, json.dumps(found))
     return [Unit(uri, "folder", (), name, count, _table(target, name)) for name, count in found.items()]
 
 

@@ -9,10 +9,9 @@ from tqdm import tqdm
 from facelab import storage
 from facelab.config import JobConfig, Uri
 from facelab.data import shards
-from facelab.data.items import Item
 from facelab.data.manifest import Manifest, read_manifest
 from facelab.data.shards import RowHash
-from facelab.data.source import Unit
+from facelab.data.source import Unit, shard_items
 from facelab.data.work import each
 from facelab.errors import StoreError, UsageError
 from facelab.job import Job
@@ -55,10 +54,7 @@ def validate(config: ValidateConfig, run: "JobRun | None" = None) -> dict[str, A
 
 def _problems(uri: str, manifest: Manifest) -> tuple[dict[str, str], RowHash]:
     """Shard -> what is wrong with it; and the hash of all rows that could be read."""
-    units = [
-        Unit(uri, manifest.kind, (Item(s.name, storage.join(uri, s.name), s.bytes, rows=s.rows, sha256=s.sha256),))
-        for s in manifest.shards
-    ]
+    units = [Unit(uri, manifest.kind, (item,)) for item in shard_items(uri, manifest)]
     problems: dict[str, str] = {}
     total = RowHash()
     with tqdm(desc=f"hashing {uri}", total=manifest.bytes, unit="B", unit_scale=True) as bar:
@@ -78,7 +74,7 @@ def _examine(unit: Unit) -> dict[str, Any]:
         data = storage.read_bytes(item.uri)
         if hashlib.sha256(data).hexdigest() != item.sha256:
             problem = "other bytes"
-        for row in shards.read_shard(item.uri, shards.SCHEMAS[unit.kind].names):
+        for row in shards.parse_shard(item.uri, data, shards.SCHEMAS[unit.kind].names):
             row_hash.add(row)
             count += 1
         if count != item.rows:

@@ -82,11 +82,11 @@ def _see_through(
 ) -> None:
     done = target.done()
     left = [unit for unit in units if unit.name not in done]
-    total, before = (sum(unit.rows for unit in some) for some in (units, [u for u in units if u.name in done]))
-    if before:
+    sizes = {unit.name: unit.rows for unit in left}
+    total = sum(unit.rows for unit in units)
+    if before := total - sum(sizes.values()):
         print(f"{target.uri}: {before} of {total} images were committed before; going on", flush=True)
     committed, rejected = len(units) - len(left), 0
-    sizes = {unit.name: unit.rows for unit in left}
     try:
         with tqdm(total=total, initial=before, unit="image", desc=target.kind, dynamic_ncols=True) as bar:
             for wave in chunks(left, _WAVE):

@@ -13,7 +13,7 @@ from facelab.data import shards
 from facelab.data.faces import FacesConfig, require_usable
 from facelab.data.manifest import Manifest
 from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
-from facelab.data.source import find, kind_of, scan_images
+from facelab.data.source import Source, find, kind_of, scan_images
 from facelab.data.tensors import load_faces_for
 from facelab.data.units import image_units, shard_units
 from facelab.data.work import fill_with_model, require_actors
@@ -88,22 +88,23 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
         UsageError: unusable inputs, or a degrader made for other sizes; at --output is a set of other settings, or one
             that another job is writing.
     """
-    source_hash = kind_of(config.hr, "faces") != "folder" and find(config.hr, "faces").hash
+    source = None if kind_of(config.hr, "faces") == "folder" else find(config.hr, "faces")
     degrader = load_degrader(config, run)
-    what = {"hr_hash": source_hash or "", "model": degrader.name, "style_bank": degrader.style_bank}
+    what = {"hr_hash": source.hash if source else "", "model": degrader.name, "style_bank": degrader.style_bank}
     with ray_session():
         require_actors(config)
         settings, places = config.settings() | what, config.places()
         with claimed(config.output, "pairs", settings, places, overwrite=config.overwrite) as target:
-            manifest = target.finished() or _fill(config, target, degrader)
+            manifest = target.finished() or _fill(config, target, source, degrader)
     return manifest.counts | {"data_hash": manifest.hash, "model": degrader.name}
 
 
-def _fill(config: SynthesizeConfig, target: ShardSet, degrader: Degrader) -> Manifest:
-    if kind_of(config.hr, "faces") == "folder":
+def _fill(config: SynthesizeConfig, target: ShardSet, source: Source | None, degrader: Degrader) -> Manifest:
+    """`source`: shards; None: a folder, which is listed."""
+    if source is None:
         units = image_units(target, config.hr, scan_images(config.hr), config.rows_per_shard)
     else:
-        units = shard_units(target, find(config.hr, "faces"), config.rows_per_shard)
+        units = shard_units(target, source, config.rows_per_shard)
     size, least = config.hr_size, config.least_side(config.hr_size, sharp=True)
     decode = partial(decode_unit, hr_size=size, least_side=least)
     encode = partial(encode_pairs, origin=Origin.of(degrader))

@@ -7,8 +7,7 @@ from facelab.data.items import Item
 
 
 class Recipe(Protocol):
-    """A frozen dataclass without required fields: each field, with the docstring below it, is an option of jobs.prepare
-    (`--wider-face.min-side`)."""
+    """A frozen dataclass without required fields."""
 
     def find(self, uri: str) -> Iterator[Item]:
         """The images below a URI, in an order that depends on the input alone, little by little.
