@@ -15,6 +15,8 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 """Whatever a file is called: Pillow knows dozens more, some of which run programs on what they read, such as EPS."""
 MAX_PIXELS = 64_000_000
 """More is taken for a decompression bomb; a face crop has a thousandth of it."""
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of a file: more than any image that is taken has, in any format."""
 LARGE_SIDE = 2048
 """A square of more px a side is reduced by a whole factor before the one resize, whose floats would take gigabytes."""
 _ONE_LARGE_AT_A_TIME = threading.Lock()

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 import boto3
@@ -215,6 +215,8 @@ def scan(uri: str, suffixes: tuple[str, ...] = ()) -> Iterator[Found]:
 
 _LISTERS = 32
 _PAGES_AHEAD = 4
+_PIECE = 8 * 2**20
+"""Bytes that are fetched at a time of a file that is read in part."""
 
 
 def _keys(uri: str) -> Iterator[tuple[str, int]]:
@@ -324,6 +326,19 @@ def read_bytes(uri: str) -> bytes:
     uri = _place(uri)
     with explained(uri):
         return _s3().cat_file(uri) if uri.startswith("s3://") else Path(uri).read_bytes()  # pyrefly: ignore
+
+
+@contextmanager
+def open_input(uri: str) -> Iterator[BinaryIO]:
+    """A file to read and seek in, fetched piece by piece."""
+    uri = _place(uri)
+    with explained(uri):
+        if uri.startswith("s3://"):
+            with _s3().open(uri, "rb", block_size=_PIECE) as file:
+                yield file  # pyrefly: ignore
+        else:
+            with Path(uri).open("rb") as file:
+                yield file
 
 
 @contextmanager

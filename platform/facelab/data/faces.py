@@ -14,13 +14,11 @@ from facelab import storage
 from facelab.config import JobConfig, SizedConfig
 from facelab.data import shards
 from facelab.errors import StoreError, UsageError
-from facelab.images import LARGE_SIDE, MAX_PIXELS, BadImage, encode_png, is_plain, read_image, training_image
+from facelab.images import LARGE_SIDE, MAX_BYTES, BadImage, encode_png, is_plain, read_image, training_image
 
 MIN_SIDE = 12
 """Below it nothing of a face is left (px)."""
 _TOO_SMALL = "too small"
-_MOST_BYTES = 8 * MAX_PIXELS
-"""Of a file: more than any image that is taken has, in any format."""
 _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 """Errors of a disk that say nothing of the other files."""
 
@@ -81,7 +79,12 @@ def require_usable(uri: str, rejected: int, total: int, first: str, max_rejected
 
 
 def face_row(
-    identifier: str, data: bytes, source: str, split: str = "", box: tuple[int, int, int, int] | None = None
+    identifier: str,
+    data: bytes,
+    source: str,
+    split: str = "",
+    box: tuple[int, int, int, int] | None = None,
+    image: Image.Image | None = None,
 ) -> dict[str, Any]:
     """A row of FACE_SCHEMA from an image file's bytes.
 
@@ -90,11 +93,12 @@ def face_row(
     Args:
         split: where a recipe knows better than the rule.
         box: left, top, right, bottom of the face, px: what is kept, as far as it lies in the image.
+        image: what `data` decodes to, where that is known.
 
     Raises:
         BadImage: with the reason for the rejected table.
     """
-    image = read_image(data)
+    image = image or read_image(data)
     if box is not None:
         image = _cropped(image, box)
     if box is not None or not is_plain(data):
@@ -125,7 +129,7 @@ def read_file(uri: str) -> bytes:
         BadImage: the reason why it cannot be used.
         StoreError: no file can be read. On S3, that is also what a denied one means: keys, a token, a clock.
     """
-    if os.path.exists(uri) and (size := os.path.getsize(uri)) > _MOST_BYTES:
+    if os.path.exists(uri) and (size := os.path.getsize(uri)) > MAX_BYTES:
         raise BadImage(f"too large: a file of {size / 2**20:.0f} MiB")
     try:
         return storage.read_bytes(uri)

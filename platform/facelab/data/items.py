@@ -18,9 +18,11 @@ class Item:
     name: str
     """Relative to the input; of an image, its id."""
     uri: str
-    """Empty of what is yet to be made."""
+    """The file, or the archive that holds it; empty of what is yet to be made."""
     size: int = 0
     """Bytes, as far as they are known."""
+    member: str = ""
+    """What archives.read finds it by, where `uri` is an archive."""
     split: str = ""
     """train, val or test, where the recipe knows it; else the rule decides by the name."""
     box: tuple[int, int, int, int] | None = None
@@ -36,6 +38,7 @@ ITEM_SCHEMA = pa.schema(
         ("name", pa.string()),
         ("uri", pa.binary()),  # a local path need not be UTF-8
         ("size", pa.int64()),
+        ("member", pa.string()),
         ("split", pa.string()),
         ("box", pa.list_(pa.int32())),
     ]

@@ -1,17 +1,19 @@
-"""Images -> face shards: every file becomes a row, or is set aside with its reason."""
+"""Images -> face shards: each becomes a row, or is set aside with its reason."""
 
 from collections.abc import Iterator
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from facelab.config import JobConfig, Uri
+from facelab.config import JobConfig, Uri, with_options
 from facelab.data import shards
 from facelab.data.copies import drop_copies
 from facelab.data.faces import MIN_SIDE, require_side, require_usable
 from facelab.data.manifest import Manifest
 from facelab.data.recipes import RECIPES
+from facelab.data.recipes.recipe import Recipe
 from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
 from facelab.data.source import Row, Unit, read
 from facelab.data.units import image_units
@@ -23,8 +25,9 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
     from facelab.tracking.runs import JobRun
 
 
+@with_options(**{name: recipe for name, recipe in RECIPES.items() if fields(recipe)})
 class PrepareConfig(JobConfig):
-    """Turn a folder of images into face shards; bad files are set aside and counted."""
+    """Turn a dataset as it is published, or anybody's images, into face shards; bad files are set aside and counted."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "debug": {"rows_per_shard": 64},
@@ -35,9 +38,11 @@ class PrepareConfig(JobConfig):
     WRITES = (*JobConfig.WRITES, *SET_FILES)
 
     input: Uri
-    """Folder or s3:// prefix of JPEG, PNG, WebP or BMP files; subfolders are searched."""
+    """Folder or s3:// prefix of JPEG, PNG, WebP or BMP files, of archives of them, or of the dataset that --recipe
+    names; or one archive. Subfolders are searched."""
     recipe: Literal[tuple(RECIPES)] = "folder"  # pyrefly: ignore
-    """How the input is laid out: `folder` takes every image file below it."""
+    """How the input is laid out, which docs/datasets.md shows. `folder` takes every image file below it, `zip`, `tar`,
+    `webdataset` and `parquet` every image in such files; the others are datasets of the paper, with their options."""
     min_side: int = Field(default=MIN_SIDE, ge=1)
     """Faces whose shorter side has fewer px are rejected."""
     max_rejected: float = Field(default=0.5, ge=0, le=1)
@@ -53,7 +58,12 @@ class PrepareConfig(JobConfig):
     def settings(self) -> dict[str, Any]:
         """What decides the shards, beside where the input lies."""
         names = ("recipe", "min_side", "rows_per_shard", "shard_mib")
-        return {name: getattr(self, name) for name in names} | {"source": self.input}
+        options = {f"{self.recipe}.{name}": value for name, value in vars(self.layout()).items()}
+        return {name: getattr(self, name) for name in names} | {"input": self.input} | options
+
+    def layout(self) -> Recipe:
+        """The recipe with the options given."""
+        return getattr(self, self.recipe, None) or RECIPES[self.recipe]()
 
     def check_output(self) -> None:
         super().check_output()
@@ -74,8 +84,9 @@ def prepare(config: PrepareConfig, run: "JobRun | None" = None) -> dict[str, Any
 
 
 def _fill(config: PrepareConfig, target: ShardSet) -> Manifest:
-    items = RECIPES[config.recipe]().find(config.input)
-    units = image_units(target, config.input, items, config.rows_per_shard, config.shard_mib * 2**20)
+    units = image_units(
+        target, config.input, config.layout().find(config.input), config.rows_per_shard, config.shard_mib * 2**20
+    )
     fill(target, units, partial(_faces, min_side=config.min_side))
     names = [unit.name for unit in units]
     drop_copies(target.uri, names)
@@ -97,7 +108,7 @@ def _faces(unit: Unit, min_side: int) -> Iterator[Row]:
 
 
 def prepare_plan(config: PrepareConfig) -> str:
-    return f"read every image below {config.input}, write face shards to {config.output}"
+    return f"read the images of {config.input} by the recipe {config.recipe}, write face shards to {config.output}"
 
 
 PREPARE = Job("prepare", PrepareConfig, prepare, prepare_plan)

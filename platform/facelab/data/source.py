@@ -1,17 +1,19 @@
-"""An input, whatever it is made of: a folder of images, face shards or pair shards -> units -> rows. The one reader."""
+"""An input, whatever it is made of: images in a folder or in archives, face shards, pair shards -> units -> rows. The
+one reader."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from facelab import storage
-from facelab.data import shards
+from facelab.data import archives, shards
 from facelab.data.faces import face_row, read_file
 from facelab.data.items import Item, read_items
 from facelab.data.manifest import Manifest, read_manifest, require_shards
 from facelab.data.tables import chunks
 from facelab.errors import UsageError
-from facelab.images import IMAGE_SUFFIXES, BadImage
+from facelab.images import IMAGE_SUFFIXES, BadImage, read_image
 
 Row = dict[str, Any]
 """Columns of a shard, and `rejected`: why the row cannot be used, else empty."""
@@ -24,7 +26,7 @@ class Unit:
     source: str
     """URI of the whole, or what its rows name as their source."""
     kind: str
-    """folder, faces, pairs, or drawn."""
+    """folder (of images, wherever they lie), faces, pairs, or drawn."""
     items: tuple[Item, ...] = ()
     """Empty where they are listed."""
     name: str = ""
@@ -150,7 +152,9 @@ def require_folder(uri: str) -> None:
     """
     what = "not found" if not storage.exists(uri) else "is a file" if storage.is_file(uri) else None
     if what:
-        raise UsageError(f"{uri}: {what}: give a folder of images or the output of a facelab job")
+        raise UsageError(
+            f"{uri}: {what}: give a folder of images or the output of a facelab job; of an archive, jobs.prepare makes one"
+        )
 
 
 def read(unit: Unit, columns: Sequence[str]) -> Iterator[Row]:
@@ -166,9 +170,29 @@ def read(unit: Unit, columns: Sequence[str]) -> Iterator[Row]:
         for item in unit.load():
             yield from (row | {"rejected": ""} for row in shards.read_shard(item.uri, columns, item.sha256))
         return
-    for item in unit.load():
+    items = unit.load()
+    shown, image = None, None
+    for item, data in zip(items, _contents(items), strict=True):
         try:
-            row = face_row(item.name, read_file(item.uri), unit.source, item.split, item.box)
+            if isinstance(data, BadImage):
+                raise data
+            if data is not shown:  # the faces of one photograph are neighbours: it is decoded once
+                shown, image = data, read_image(data)
+            row = face_row(item.name, data, unit.source, item.split, item.box, image)
             yield {column: row[column] for column in columns} | {"rejected": ""}
         except BadImage as error:
             yield dict.fromkeys(columns) | {"id": item.name, "rejected": str(error)}
+
+
+def _contents(items: Sequence[Item]) -> Iterator[bytes | BadImage]:
+    """The file or member of each, or why it has none; neighbours of one file have one and the same."""
+    for archived, some in groupby(items, lambda item: bool(item.member)):
+        if archived:
+            yield from archives.read(list(some))
+            continue
+        for uri, same in groupby(some, lambda item: item.uri):
+            try:
+                data = read_file(uri)
+            except BadImage as error:
+                data = error
+            yield from (data for _ in same)
