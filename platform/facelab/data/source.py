@@ -153,7 +153,8 @@ def require_folder(uri: str) -> None:
     what = "not found" if not storage.exists(uri) else "is a file" if storage.is_file(uri) else None
     if what:
         raise UsageError(
-            f"{uri}: {what}: give a folder of images or the output of a facelab job; of an archive, jobs.prepare makes one"
+            f"{uri}: {what}: give a folder of images or the output of a facelab job (of an archive, jobs.prepare makes "
+            "one: --recipe zip, tar, webdataset or parquet)"
         )
 
 
