@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facelab.data.manifest import read_manifest
 from facelab.samples.faces import sample_face
 from facelab.samples.nuisance import degrade
 from PIL import Image
@@ -80,6 +81,12 @@ def write_set(uri: str, kind: str, rows: list[dict], settings: dict | None = Non
         unit = target.unit_name(row["id"] for row in rows)
         shards.commit(uri, unit, rows, [], target.schema)
         return target.finish(target.totals([unit]))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """All that a set is: shards, what was set aside, and the manifest but for the place of the input."""
+    found = {file.name: file.read_bytes() for file in folder.glob("*.parquet") if file.name != "style_bank.parquet"}
+    return found | {"hash": read_manifest(str(folder)).hash.encode()}
 
 
 @pytest.fixture(scope="session")

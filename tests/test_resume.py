@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, save_degrader, write_faces
+from conftest import ROOT, files_of, save_degrader, write_faces
 from facelab import storage
 from facelab.config import build
 from facelab.data import owner, work
@@ -21,12 +21,6 @@ from facelab.data.shard_set import claimed
 from facelab.data.validate import VALIDATE
 from facelab.errors import StoreError, UsageError
 from facelab.synthesis.job import SynthesizeConfig, synthesize
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """All that a set is: shards, what was set aside, and the manifest but for the place of the input."""
-    found = {file.name: file.read_bytes() for file in folder.glob("*.parquet") if file.name != "style_bank.parquet"}
-    return found | {"hash": read_manifest(str(folder)).hash.encode()}
 
 
 def receipts_of(folder: Path) -> dict[str, int]:

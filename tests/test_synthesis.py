@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import files_of
 from facelab.config import build
 from facelab.data import shards
 from facelab.data.prepare import PrepareConfig, prepare
@@ -42,12 +43,15 @@ def rows(uri) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_pairs_are_identical_for_one_and_three_actors(
+def test_pairs_are_identical_for_one_three_and_four_actors(
     ray_local, tmp_path, hr_shards, hr_other_shards, lr_folder, degrader
 ):
-    """However the faces are cut into shards."""
+    """However the faces are cut into shards; of one cut, the files are."""
     one = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "one"))
     three = synthesize(config(hr_other_shards, lr_folder, degrader, tmp_path / "three", actors=3))
+    four = config(hr_shards, lr_folder, degrader, tmp_path / "four", actors=4, cpus_per_actor=0.25)
+    assert synthesize(four)["data_hash"] == one["data_hash"]
+    assert files_of(tmp_path / "four") == files_of(tmp_path / "one")
     assert one["n"] == 120
     assert one["data_hash"] == three["data_hash"]
     a, b = rows(tmp_path / "one"), rows(tmp_path / "three")

@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Event
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import unquote
 
 import boto3
@@ -286,11 +286,12 @@ def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int]]:
     real = os.path.realpath(base)
     above = set(map(str, Path(real).parents))  # a link to one would lead to this folder's neighbours
     seen: set[str] = set()
-    folders, links = [(base, real)] if os.path.isdir(real) else [], []
+    folders, links = [_Node(base, real)] if os.path.isdir(real) else [], []
     while folders or links:
         linked = not folders
-        place, real = links.pop(0) if linked else folders.pop()
-        if os.path.isdir(real):
+        node = links.pop(0) if linked else folders.pop()
+        place, real = node.place, node.real
+        if node.is_folder():
             if real in seen or real in above:
                 continue
             seen.add(real)
@@ -303,18 +304,40 @@ def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int]]:
                     continue
                 path = f"{place.rstrip('/')}/{entry.name}"
                 if entry.is_symlink():
-                    links.append((path, os.path.realpath(path)))
+                    links.append(_Node(path, os.path.realpath(path)))
                 else:
-                    folders.append((path, f"{real.rstrip('/')}/{entry.name}"))
-        elif place.lower().endswith(suffixes) and (os.path.isfile(real) or _leads_nowhere(place)):
+                    folders.append(_Node(path, f"{real.rstrip('/')}/{entry.name}", entry))
+        elif place.lower().endswith(suffixes) and (node.is_file() or _leads_nowhere(place)):
             if real in seen:
                 continue
             if linked:
                 here = os.path.dirname(real) in seen and not _hidden(Path(real).name)
-                if here and os.path.isfile(real) and real.lower().endswith(suffixes):
+                if here and node.is_file() and real.lower().endswith(suffixes):
                     continue  # met where it lies
                 seen.add(real)
-            yield place, os.path.getsize(real) if os.path.exists(real) else 0
+            with suppress(FileNotFoundError):  # deleted just now
+                yield place, node.size()
+
+
+class _Node(NamedTuple):
+    """What a walk meets."""
+
+    place: str
+    real: str
+    entry: os.DirEntry[str] | None = None
+    """Of what is no link: it knows what that is; across a network, each question to a disk takes a millisecond."""
+
+    def is_folder(self) -> bool:
+        return self.entry.is_dir(follow_symlinks=False) if self.entry else os.path.isdir(self.real)
+
+    def is_file(self) -> bool:
+        return self.entry.is_file(follow_symlinks=False) if self.entry else os.path.isfile(self.real)
+
+    def size(self) -> int:
+        """Of a link to nowhere, 0."""
+        if self.entry:
+            return self.entry.stat(follow_symlinks=False).st_size
+        return os.path.getsize(self.real) if os.path.exists(self.real) else 0
 
 
 def _leads_nowhere(place: str) -> bool:
