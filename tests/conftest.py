@@ -16,6 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 FACES = ROOT.parent / "shared" / "faces"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Decoded images are not left in the user's cache, nor found there; also not by the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _isolated(tmp_path_factory, monkeypatch):
     """Each test has its own tracking database, and no setting of the machine's leaks in."""
@@ -72,15 +80,17 @@ def write_faces(folder: Path, count: int, *, first: int = 0, size: int = 64, low
     return folder
 
 
-def write_set(uri: str, kind: str, rows: list[dict], settings: dict | None = None):
-    """A finished shard set of one shard, without Ray; returns its manifest."""
+def write_set(uri: str, kind: str, rows: list[dict], settings: dict | None = None, per_shard: int = 0):
+    """A finished shard set, without Ray, of one shard or of so many rows in each; returns its manifest."""
     from facelab.data import shards
     from facelab.data.shard_set import claimed
+    from facelab.data.tables import chunks
 
     with claimed(uri, kind, settings or {}, {}) as target:
-        unit = target.unit_name(row["id"] for row in rows)
-        shards.commit(uri, unit, rows, [], target.schema)
-        return target.finish(target.totals([unit]))
+        units = {target.unit_name(row["id"] for row in some): some for some in chunks(rows, per_shard or len(rows))}
+        for unit, some in units.items():
+            shards.commit(uri, unit, some, [], target.schema)
+        return target.finish(target.totals(list(units)))
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -18,7 +18,7 @@ from conftest import ROOT, Notes
 from facelab.config import build
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import StoreError, UsageError
-from facelab.metrics import psnr
+from facelab.metrics import frechet_distance, psnr
 from facelab.synthesis.job import SynthesizeConfig, synthesize
 from facelab.tracking.registry import fetched_model
 from facelab.trained import checkpoint, store
@@ -192,6 +192,26 @@ def test_losses_fall(tmp_path, hr_folder, lr_folder):
     assert np.mean(style[-8:]) < 0.5 * np.mean(style[:8])
     mi = [value for _, value in notes.values["train/mi"]]
     assert max(mi) < np.log(config.batch_size) + 0.5  # it means nothing above log N
+
+
+def test_a_degrader_is_judged_by_so_many_real_faces_whose_moments_are_computed_once(tmp_path, hr_folder, lr_folder):
+    hr, lr = load_faces(str(hr_folder), 64), load_faces(str(lr_folder), 16)
+    values = {}
+    for count in (2, 100):
+        config = degrader_config(hr_folder, lr_folder, tmp_path, validation_images=count)
+        stage = StyleVAEStage(config, hr, lr)
+        stage.prepare(LocalContext(str(tmp_path), show_progress=False), config.compute)
+        seen, pooled = [], stage.judge.pooled
+        stage.judge.pooled = lambda images: seen.append(len(images)) or pooled(images)  # noqa: B023
+        values[count] = [stage.validate(stage.networks["main"]) for _ in range(2)]
+        real = min(count, len(lr.subset("val")))
+        generated = min(count, 4 * max(len(hr.subset("val")), real))
+        assert seen == [real, generated, generated]
+        assert values[count][0] == values[count][1]
+    held = lr.subset("val").images
+    _, _, made = stage._generate(stage.networks["main"].eval(), generated)
+    assert values[100][0]["fd"] == frechet_distance(stage._judged, held, made)
+    assert values[2][0]["fd"] != values[100][0]["fd"]
 
 
 def test_switches_build_what_they_name(tmp_path, hr_folder, lr_folder):

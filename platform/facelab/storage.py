@@ -191,6 +191,8 @@ class Found:
     uri: str
     size: int
     """Bytes."""
+    stamp: str
+    """Another after every change: of S3, ETag and time; of a disk, the time of the last change, ns."""
 
 
 def list_files(uri: str, suffixes: tuple[str, ...] = ()) -> list[tuple[str, str]]:
@@ -207,10 +209,10 @@ def scan(uri: str, suffixes: tuple[str, ...] = ()) -> Iterator[Found]:
     uri = _place(uri)
     listing = _keys(uri) if uri.startswith("s3://") else _walk(uri, suffixes or ("",))
     with explained(uri):
-        for place, size in listing:
+        for place, size, stamp in listing:
             name = os.fsencode(place[len(uri) :].lstrip("/")).decode(errors="backslashreplace")
             if name and name.lower().endswith(suffixes or ("",)) and not any(map(_hidden, name.split("/"))):
-                yield Found(name, place, size)
+                yield Found(name, place, size, stamp)
 
 
 _LISTERS = 32
@@ -219,12 +221,13 @@ _PIECE = 8 * 2**20
 """Bytes that are fetched at a time of a file that is read in part."""
 
 
-def _keys(uri: str) -> Iterator[tuple[str, int]]:
-    """(s3:// URI, bytes) of every key below a prefix, or of the key itself; folder markers are none."""
+def _keys(uri: str) -> Iterator[tuple[str, int, str]]:
+    """(s3:// URI, bytes, stamp) of every key below a prefix, or of the key itself; folder markers are none."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if key:
         with suppress(ClientError):  # a prefix
-            yield uri, _client().head_object(Bucket=bucket, Key=key)["ContentLength"]
+            found = _client().head_object(Bucket=bucket, Key=key)
+            yield uri, found["ContentLength"], _stamp(found)
             return
     prefixes = [f"{key}/" if key else ""]
     while 0 < len(prefixes) < _LISTERS:
@@ -256,9 +259,13 @@ def _pages(bucket: str, prefix: str, **options: str) -> Iterator[dict[str, Any]]
     return iter(_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, **options))
 
 
-def _files(bucket: str, page: dict[str, Any]) -> list[tuple[str, int]]:
-    found = ((each["Key"], each["Size"]) for each in page.get("Contents", ()))
-    return [(f"s3://{bucket}/{key}", size) for key, size in found if not key.endswith("/")]
+def _files(bucket: str, page: dict[str, Any]) -> list[tuple[str, int, str]]:
+    found = (each for each in page.get("Contents", ()) if not each["Key"].endswith("/"))
+    return [(f"s3://{bucket}/{each['Key']}", each["Size"], _stamp(each)) for each in found]
+
+
+def _stamp(found: dict[str, Any]) -> str:
+    return f"{found.get('ETag')} {found['LastModified']}"
 
 
 def _list_into(pages: "Queue[Any]", stopped: Event, bucket: str, prefix: str) -> None:
@@ -279,10 +286,11 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
-def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int]]:
-    """(path, bytes) of every file below a folder of such a name; links come after all that really lies there, and lead
-    to nothing that was seen. A link's own name counts: what it leads to may have any, as in the stores of git-annex or
-    Hugging Face. Only folders and what links lead to are remembered, so that memory does not grow with the files."""
+def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int, str]]:
+    """(path, bytes, stamp) of every file below a folder of such a name; links come after all that really lies there,
+    and lead to nothing that was seen. A link's own name counts: what it leads to may have any, as in the stores of
+    git-annex or Hugging Face. Only folders and what links lead to are remembered, so that memory does not grow with
+    the files."""
     real = os.path.realpath(base)
     above = set(map(str, Path(real).parents))  # a link to one would lead to this folder's neighbours
     seen: set[str] = set()
@@ -315,8 +323,9 @@ def _walk(base: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, int]]:
                 if here and node.is_file() and real.lower().endswith(suffixes):
                     continue  # met where it lies
                 seen.add(real)
-            with suppress(FileNotFoundError):  # deleted just now
-                yield place, node.size()
+            found = node.stat()
+            # Not the time of modification: archives and copies bring their own.
+            yield (place, found.st_size, str(found.st_ctime_ns)) if found else (place, 0, "")
 
 
 class _Node(NamedTuple):
@@ -333,11 +342,11 @@ class _Node(NamedTuple):
     def is_file(self) -> bool:
         return self.entry.is_file(follow_symlinks=False) if self.entry else os.path.isfile(self.real)
 
-    def size(self) -> int:
-        """Of a link to nowhere, 0."""
-        if self.entry:
-            return self.entry.stat(follow_symlinks=False).st_size
-        return os.path.getsize(self.real) if os.path.exists(self.real) else 0
+    def stat(self) -> os.stat_result | None:
+        """None of a link to nowhere, or of what cannot be looked at: its reader will tell."""
+        with suppress(OSError):
+            return self.entry.stat(follow_symlinks=False) if self.entry else os.stat(self.real)
+        return None
 
 
 def _leads_nowhere(place: str) -> bool:
@@ -440,7 +449,7 @@ def local_copy(uri: str) -> Iterator[Path]:
         target = Path(folder) / Path(uri).name
         with explained(uri):
             # Lists, as s3fs has its own idea of what a path with [ ] in it is copied to.
-            names = [key.removeprefix(uri) for key, _ in _keys(uri)]
+            names = [key.removeprefix(uri) for key, *_ in _keys(uri)]
             if not names:
                 raise FileNotFoundError(uri)
             if any(".." in name.split("/") for name in names):

@@ -31,6 +31,8 @@ class Item:
     """Of a shard."""
     sha256: str = ""
     """Of a shard's bytes, by the manifest."""
+    stamp: str = ""
+    """Of an image that was listed: another after every change."""
 
 
 ITEM_SCHEMA = pa.schema(

@@ -140,7 +140,7 @@ def scan_images(uri: str) -> Iterator[Item]:
                     f"{uri}: two files have one name when the bytes that are no UTF-8 are spelt out: rename one"
                 )
             spelt.add(found.name)
-        yield Item(found.name, found.uri, found.size)
+        yield Item(found.name, found.uri, found.size, stamp=found.stamp)
     if not any_found:
         raise UsageError(f"{uri}: no images ({', '.join(IMAGE_SUFFIXES)}) below this folder")
 

@@ -253,7 +253,6 @@ def estimate(reference: Reference, groups: Sequence[Moments]) -> FrechetEstimate
     return FrechetEstimate(value, low, high, infinity, too_few(reference.moments, whole), without)
 
 
-@torch.no_grad()
 def frechet_distance(
     extract: Callable[[torch.Tensor], torch.Tensor], real: torch.Tensor, generated: torch.Tensor
 ) -> float:
@@ -263,7 +262,14 @@ def frechet_distance(
         ValueError: fewer than two images on a side.
     """
     distance = FrechetDistance()
-    for images, is_real in ((real, True), (generated, False)):
-        for part in images.split(64):
-            distance.update(extract(part), real=is_real)
+    distance.real, distance.generated = moments_of(extract, real), moments_of(extract, generated)
     return distance.compute()
+
+
+@torch.no_grad()
+def moments_of(extract: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> Moments:
+    """Of the features (B, d) that `extract` gives of images (N, 3, H, W), uint8."""
+    moments = Moments()
+    for part in images.split(64):
+        moments.add(extract(part))
+    return moments

@@ -38,6 +38,8 @@ class Checkpoint:
     """What store.py needs to build the network."""
     phase: str = ""
     """The part of the training that it is in, where that has several."""
+    order: str = ""
+    """What decided the order of the images beside seed and step, where something did."""
 
 
 def write(folder: Path, state: Checkpoint) -> None:
@@ -48,7 +50,7 @@ def write(folder: Path, state: Checkpoint) -> None:
     """
     networks = {key: value.detach().cpu().contiguous() for key, value in state.networks.items()}
     meta: dict[str, Any] = {"step": state.step, "best": state.best, "segment": state.segment, "model": state.model}
-    meta["phase"] = state.phase
+    meta |= {"phase": state.phase, "order": state.order}
     # Written by Python: in the words of safetensors and torch, a full disk is a bug of theirs.
     with storage.explained(str(folder)):
         (folder / _FILES[0]).write_bytes(save(networks))
@@ -76,6 +78,7 @@ def read(folder: Path) -> Checkpoint:
         segment=meta["segment"],
         model=meta.get("model", {}),
         phase=meta.get("phase", ""),
+        order=meta.get("order", ""),
     )
 
 

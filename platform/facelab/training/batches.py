@@ -42,7 +42,7 @@ def draws(what: str, batch_size: int, step: int, *, seed: int, rank: int = 0, wo
 
 def mirrored(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
     """Half of the images (B, 3, H, W) are mirrored, those with `drawn` (B,) below a half."""
-    return torch.where((drawn < 0.5)[:, None, None, None], images.flip(-1), images)
+    return torch.where((drawn < 0.5)[:, None, None, None].to(images.device), images.flip(-1), images)
 
 
 def turned(images: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:

@@ -5,14 +5,16 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from torch import nn
 
 from facelab import storage
 from facelab.config import Config, flatten
+from facelab.data.cache import Cache
 from facelab.data.faces import FacesConfig
 from facelab.errors import UsageError
 from facelab.trained import checkpoint
@@ -48,6 +50,13 @@ def compiled(module: nn.Module, compute: ComputeConfig) -> nn.Module:
     return module
 
 
+def _local(path: str) -> str:
+    place = storage.normalise(path)
+    if place.startswith("s3://"):
+        raise ValueError(f"{path}: a folder on each node's own disk is wanted here")
+    return place
+
+
 class TrainConfig(FacesConfig):
     """What train_degrader and train_sr have in common."""
 
@@ -79,6 +88,14 @@ class TrainConfig(FacesConfig):
     """At most so many held-out images choose the best epoch; of watched pairs, as many are looked at."""
     resume: bool = False
     """Go on from the newest checkpoint below --output, if there is one; without it, such an --output is refused."""
+    cache: float = Field(default=100, gt=0)
+    """GiB that the decoded images of a set may take on a node's disk. Shards that need more are read in windows of a
+    third of it, whose size decides the order of the images: --resume wants the same."""
+    cache_folder: Annotated[str, AfterValidator(_local)] | None = None
+    """Where they lie, on each node: a disk of its own, shared by the workers on it. Default: facelab in $XDG_CACHE_HOME
+    or ~/.cache. Sets not in use are deleted, the longest unused first, when all would take more than --cache."""
+    cache_on_gpu: float = Field(default=0, ge=0)
+    """GiB that the training images of a set may take in the memory of each GPU; a larger set stays on the disk."""
     register_as: str | None = None
     """Name in the MLflow model registry; default facelab-NETWORK."""
     compute: ComputeConfig = ComputeConfig()
@@ -126,6 +143,12 @@ class TrainConfig(FacesConfig):
                 f"{self.output}: has checkpoints up to step {started[-1][0]}: pass --resume to go on, or another "
                 "--output"
             )
+
+    @property
+    def image_cache(self) -> Cache:
+        """Of the node that asks."""
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        return Cache(Path(self.cache_folder or home / "facelab"), int(self.cache * 2**30))
 
     def inputs(self) -> list[tuple[str, str]]:
         """(URI, kind of shards) of what is trained on."""

@@ -1,6 +1,7 @@
 """Stage 1: a degrader, trained on unpaired sharp and low-resolution faces; what every degrader shares."""
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -9,17 +10,27 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from facelab.config import Config, Uri, with_options
-from facelab.data.tensors import FaceSet, load_faces_for
+from facelab.data.tensors import FaceSet
+from facelab.data.windows import Streamed
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
-from facelab.metrics.frechet import frechet_distance
+from facelab.metrics.frechet import FrechetDistance, Moments, moments_of
 from facelab.metrics.psnr_ssim import psnr
 from facelab.seeding import generator_for
 from facelab.trained.apply import degrade
 from facelab.trained.weights import build_features
-from facelab.training.batches import batch_indices, draws, mirrored
+from facelab.training.batches import draws, mirrored
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
+from facelab.training.images import (
+    Ahead,
+    TrainingImages,
+    load_training_faces,
+    on_device,
+    order_of,
+    take,
+    to_device,
+)
 from facelab.training.optimiser import build_optimiser
 from facelab.training.update import Update
 from models import DEGRADERS, build_degrader
@@ -27,6 +38,9 @@ from models.features import FEATURE_NETWORKS
 from models.network import DegraderNetwork, Network
 from models.resize import fine_detail, resize
 from models.stylevae_loss import LossWeights
+
+HR, LR = "hr", "lr"
+"""Streams of batches."""
 
 
 class PerceptualConfig(Config):
@@ -139,15 +153,19 @@ class DegraderStage:
         Raises:
             UsageError: nothing usable there, or too little.
         """
-        hr = load_faces_for(config, config.hr, sharp=True, progress=progress)
-        return cls(config, hr, load_faces_for(config, config.lr, sharp=False, progress=progress))
+        hr = load_training_faces(config, config.hr, HR, sharp=True, progress=progress)
+        return cls(config, hr, load_training_faces(config, config.lr, LR, sharp=False, progress=progress))
 
-    def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
+    def __init__(self, config: TrainDegraderConfig, hr: FaceSet | Streamed, lr: FaceSet | Streamed):
         self.config = config
         self.facts: dict[str, Any] = {"data_hash": f"{hr.hash[:16]}+{lr.hash[:16]}", "n_hr": len(hr), "n_lr": len(lr)}
-        self.facts |= {name: count + lr.counts[name] for name, count in hr.counts.items()}
-        self.hr, self.lr = hr.subset("train"), lr.subset("train")
-        self.held_hr, self.held_lr = hr.subset("val"), lr.subset("val")
+        for counts in (hr.counts, lr.counts):
+            self.facts |= {name: count + self.facts.get(name, 0) for name, count in counts.items()}
+        self.hr: TrainingImages = hr.subset("train")
+        self.lr: TrainingImages = lr.subset("train")
+        self.held_hr, self.held_lr = (
+            faces.subset("val").first(config.validation_images)["image"] for faces in (hr, lr)
+        )
         for name, faces, least in (
             ("--hr", self.hr, config.batch_size), ("--lr", self.lr, config.batch_size),
             ("--hr", self.held_hr, 2), ("--lr", self.held_lr, 2),
@@ -157,6 +175,7 @@ class DegraderStage:
                     f"{name}: {len(faces)} faces left for a part that needs {least} (90 % train, 10 % validation, "
                     "unless their shards say otherwise): give more faces or a smaller --batch-size"
                 )
+        self.order = order_of(hr=self.hr, lr=self.lr)
         self.steps_per_epoch = -(-len(self.hr) // config.batch_size)
         torch.manual_seed(config.seed)
         network = build_degrader(config.model, config.scale, **config.network_options)
@@ -166,9 +185,11 @@ class DegraderStage:
         self.optimisers = {"main": build_optimiser(config.optimiser, groups, config.learning_rate)}
         p = config.perceptual
         self.judge = build_features(p.network, (p.selection_layer,), p.weights, p.min_size)
+        self.batches = Ahead(self.batch)
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context
+        self.hr, self.lr = (on_device(data, context.device, self.config.cache_on_gpu) for data in (self.hr, self.lr))
         self.judge.to(context.device)
         self.objective = context.prepare(compiled(self.objective, compute))
 
@@ -176,19 +197,22 @@ class DegraderStage:
         """A subclass's."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        self.batches.close(self.hr, self.lr)
+
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Sharp faces (B, 3, H, W) and, unpaired, real LR faces (B, 3, h, w) of a step, in [-1, 1] on the device."""
         c, context = self.config, self.context
         ranks = {"seed": c.seed, "rank": context.rank, "world_size": context.world_size}
-        hr = self.hr.images[batch_indices(len(self.hr), c.batch_size, step, stream="hr", **ranks)]
-        lr = self.lr.images[batch_indices(len(self.lr), c.batch_size, step, stream="lr", **ranks)]
+        hr = take(self.hr, c.batch_size, step, stream=HR, **ranks)["image"]
+        lr = take(self.lr, c.batch_size, step, stream=LR, **ranks)["image"]
         hr = mirrored(hr, draws("flip", c.batch_size, step, **ranks))
-        return to_float(hr.to(context.device)), to_float(lr.to(context.device))
+        return to_float(to_device(hr, context.device)), to_float(to_device(lr, context.device))
 
     def _generate(self, network: DegraderNetwork, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Held-out faces degraded in held-out styles, the same draw every time: HR, style LR, generated (uint8)."""
-        hr = self.held_hr.images[torch.arange(count) % len(self.held_hr)]
-        style = self.held_lr.images[torch.arange(count) % len(self.held_lr)]
+        hr = self.held_hr[torch.arange(count) % len(self.held_hr)]
+        style = self.held_lr[torch.arange(count) % len(self.held_lr)]
         noise = torch.randn(
             count, network.noise_dim(self.config.hr_size), generator=generator_for(self.config.seed, "validate")
         )
@@ -202,10 +226,17 @@ class DegraderStage:
         assert isinstance(network, DegraderNetwork)
         hr, _, generated = self._generate(network.eval(), count)
         bicubic = resize(hr, self.config.lr_size)
+        distance = FrechetDistance()
+        distance.real, distance.generated = self._real_moments, moments_of(self._judged, generated)
         return {
-            "fd": frechet_distance(self._judged, self.held_lr.images, generated),
+            "fd": distance.compute(),
             "psnr_to_bicubic": float(psnr(generated, bicubic).clamp(max=100).mean()),
         }
+
+    @cached_property
+    def _real_moments(self) -> Moments:
+        """Of the held-out real LR faces, which are the same at every epoch."""
+        return moments_of(self._judged, self.held_lr)
 
     def _judged(self, images: torch.Tensor) -> torch.Tensor:
         """Features of fine detail alone: which faces, colours and light the two sets have is not what is judged."""

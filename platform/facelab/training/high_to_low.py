@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelab.data.tensors import FaceSet
+from facelab.data.windows import Streamed
 from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
 from facelab.training.config import ComputeConfig
 from facelab.training.context import Context
@@ -32,7 +33,7 @@ class HighToLowObjective(nn.Module):
 class HighToLowStage(DegraderStage):
     """Bulat's degrader for the training loop."""
 
-    def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
+    def __init__(self, config: TrainDegraderConfig, hr: FaceSet | Streamed, lr: FaceSet | Streamed):
         super().__init__(config, hr, lr)
         self.opponent = add_discriminator(self.network, config.lr_size, config, self.networks, self.optimisers)
         self.objective = HighToLowObjective(self.network, self.opponent)
@@ -42,5 +43,5 @@ class HighToLowStage(DegraderStage):
         self.opponent.prepare(context, compute)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
-        hr, lr = self.batch(step)
+        hr, lr = self.batches(step)
         return adversarial_step(update, self.objective, (hr,), lr, self.opponent, self.optimisers)

@@ -10,7 +10,8 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from facelab.config import REGISTRY, Uri, uri_or, with_options
-from facelab.data.tensors import FaceSet, PairSet, load_faces_for, load_pairs
+from facelab.data.tensors import FaceSet, ImageSet, PairSet
+from facelab.data.windows import Streamed, Windows
 from facelab.errors import UsageError
 from facelab.images import grid, to_float
 from facelab.metrics.psnr_ssim import psnr, ssim
@@ -18,9 +19,21 @@ from facelab.trained import store
 from facelab.trained.apply import super_resolve
 from facelab.trained.weights import build_features
 from facelab.training.adversarial import Opponent, add_discriminator, adversarial_step
-from facelab.training.batches import batch_indices, cropped, draws, mirrored, turned
+from facelab.training.batches import cropped, draws, mirrored, turned
 from facelab.training.config import ComputeConfig, TrainConfig, compiled
 from facelab.training.context import Context
+from facelab.training.images import (
+    Ahead,
+    Images,
+    TrainingImages,
+    load_training_faces,
+    load_training_pairs,
+    load_watched_pairs,
+    on_device,
+    order_of,
+    take,
+    to_device,
+)
 from facelab.training.optimiser import build_optimiser
 from facelab.training.stage import WATCH
 from facelab.training.update import Losses, Update
@@ -33,6 +46,8 @@ from models.resize import resize
 
 _NETWORKS: Mapping[str, type[Network]] = {name: network for name, network in SR_MODELS.items() if name != "bicubic"}
 
+HR, REAL_LR = "hr", "real lr"
+"""Streams of batches."""
 PIXEL, ADVERSARIAL = "pixel", "adversarial"
 """Phases: the pixel loss alone; then, for a network with a discriminator, against that."""
 
@@ -159,48 +174,50 @@ class SRStage:
         Raises:
             UsageError: nothing usable there, or too little.
         """
-        real_lr = load_faces_for(config, config.lr, sharp=False, progress=progress) if config.lr else None
-        watched = load_pairs(config.watch, progress=progress) if config.watch else None
+        watched, real_lr = None, None
+        if config.lr:
+            real_lr = load_training_faces(config, config.lr, REAL_LR, sharp=False, progress=progress)
+        if config.watch:
+            watched = load_watched_pairs(config, config.watch, progress=progress)
         if config.pairs:
-            return cls(config, load_pairs(config.pairs, progress=progress), real_lr, watched)
+            return cls(config, load_training_pairs(config, config.pairs, HR, progress=progress), real_lr, watched)
         assert config.hr is not None
-        return cls(config, load_faces_for(config, config.hr, sharp=True, progress=progress), real_lr, watched)
+        faces = load_training_faces(config, config.hr, HR, sharp=True, progress=progress)
+        return cls(config, faces, real_lr, watched)
 
     def __init__(
         self,
         config: TrainSRConfig,
-        data: PairSet | FaceSet,
-        real_lr: FaceSet | None = None,
+        data: PairSet | FaceSet | Streamed,
+        real_lr: FaceSet | Streamed | None = None,
         watched: PairSet | None = None,
     ):
         self.config = config
         self.facts: dict[str, Any] = {"data_hash": data.hash[:16]}
-        if isinstance(data, PairSet):
-            self.facts |= {"n_pairs": len(data), "n_copies": data.copies}
-        else:
-            self.facts |= {"n_hr": len(data)} | data.counts
-        self.train_hr, self.train_lr = _hr_lr(data.subset("train"))
-        self.held_hr, held_lr = _hr_lr(data.subset("val"))
-        if len(self.train_hr) < config.batch_size or len(self.held_hr) < 1:
+        self.facts |= {"n_pairs" if config.pairs else "n_hr": len(data)} | data.counts
+        self.train: TrainingImages = data.subset("train")
+        self.held_hr, held_lr = _hr_lr(data.subset("val").first(config.validation_images))
+        if len(self.train) < config.batch_size or len(self.held_hr) < 1:
             raise UsageError(
-                f"{config.pairs or config.hr}: {len(self.train_hr)} faces to train on and {len(self.held_hr)} held out "
+                f"{config.pairs or config.hr}: {len(self.train)} faces to train on and {len(self.held_hr)} held out "
                 f"(10 %, unless their shards say otherwise), but --batch-size is {config.batch_size}: give more faces "
                 "or a smaller batch"
             )
-        self.held_hr = self.held_hr[: config.validation_images]
-        self.held_lr = resize(self.held_hr, config.lr_size) if held_lr is None else held_lr[: len(self.held_hr)]
+        self.held_lr = resize(self.held_hr, config.lr_size) if held_lr is None else held_lr
         _require_sizes(config, config.pairs, self.held_hr, self.held_lr)
         self.watched: tuple[torch.Tensor, torch.Tensor] | None = None
         if watched is not None:
-            self.watched = watched.hr[: config.validation_images], watched.lr[: config.validation_images]
+            found = watched.first(config.validation_images)
+            self.watched = found["hr"], found["lr"]
             _require_sizes(config, config.watch, *self.watched)
             self.facts |= {"watch_hash": watched.hash[:16], "n_watch": len(self.watched[0])}
-        self.real_lr = None if real_lr is None else real_lr.subset("train").images
+        self.real_lr: TrainingImages | None = None if real_lr is None else real_lr.subset("train")
         if self.real_lr is not None and not len(self.real_lr):
             raise UsageError(
                 f"{config.lr}: no face left to train on (90 %, unless their shards say otherwise): give more"
             )
-        self.steps_per_epoch = -(-len(self.train_hr) // config.batch_size)
+        self.order = order_of(hr=self.train, lr=self.real_lr)
+        self.steps_per_epoch = -(-len(self.train) // config.batch_size)
         torch.manual_seed(config.seed)
         network = build_sr(config.model, config.scale, **config.network_options)
         if config.init_from:
@@ -217,27 +234,31 @@ class SRStage:
             self.selection = ("psnr_rgb", "last")  # what a discriminator is for costs PSNR
             side = config.scale * config.lr_side
             self.opponent = add_discriminator(network, side, config, self.networks, self.optimisers)
-            features = self._features() if config.adversarial.perceptual_weight else None
+            features = self._features(data.subset("train")) if config.adversarial.perceptual_weight else None
         self.objective: nn.Module = SRObjective(network, pixel, features, self.opponent)
+        self.batches = Ahead(lambda step: (*self._batch(step), self._real_lr(step)))
 
-    def _features(self) -> FeatureNetwork:
+    def _features(self, faces: ImageSet | Windows) -> FeatureNetwork:
         """The perceptual loss's, at the size of the faces."""
         options = self.config.adversarial
         features = build_features(options.network, (options.layer,), self.config.perceptual_weights, min_size=1)
         if options.feature_scale:
             features.rms.fill_(options.feature_scale)
         else:
-            features.calibrate(to_float(self.train_hr[:64]))
+            features.calibrate(to_float(_hr_lr(faces.first(64))[0]))
         return features
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context
+        self.train = on_device(self.train, context.device, self.config.cache_on_gpu)
+        if self.real_lr is not None:
+            self.real_lr = on_device(self.real_lr, context.device, self.config.cache_on_gpu)
         self.objective = context.prepare(compiled(self.objective, compute))
         if self.opponent is not None:
             self.opponent.prepare(context, compute)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
-        lr, hr = self._batch(step)
+        lr, hr, real_lr = self.batches(step)
         pretrained = update.progress >= self.config.adversarial.pretrain
         if self.phase == PIXEL and self.opponent is not None and pretrained:
             self.phase = ADVERSARIAL  # for good: a resumed run may be longer, and its progress smaller
@@ -245,17 +266,19 @@ class SRStage:
         if self.phase == PIXEL:
             return update.apply(update.forward(self.objective, lr, hr), self.optimisers["main"])
         assert self.opponent is not None
-        inputs = (lr, hr, self._real_lr(step), True)
+        inputs = (lr, hr, real_lr, True)
         return adversarial_step(update, self.objective, inputs, hr, self.opponent, self.optimisers)
+
+    def close(self) -> None:
+        self.batches.close(self.train, self.real_lr)
 
     def _ranks(self) -> dict[str, int]:
         return {"seed": self.config.seed, "rank": self.context.rank, "world_size": self.context.world_size}
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         c, ranks = self.config, self._ranks()
-        indices = batch_indices(len(self.train_hr), c.batch_size, step, stream="hr", **ranks)
-        hr = self.train_hr[indices]
-        lr = resize(hr, c.lr_size) if self.train_lr is None else self.train_lr[indices]
+        hr, lr = _hr_lr(take(self.train, c.batch_size, step, stream=HR, **ranks))
+        lr = resize(hr, c.lr_size) if lr is None else lr
         if c.lr_side < c.lr_size:
             place = self._place("", step)
             hr = cropped(hr, c.scale * c.lr_side, place, c.scale)
@@ -265,17 +288,16 @@ class SRStage:
         if c.rotate:
             turn = draws("turn", c.batch_size, step, **ranks)
             hr, lr = turned(hr, turn), turned(lr, turn)
-        return to_float(lr.to(self.context.device)), to_float(hr.to(self.context.device))
+        return to_float(to_device(lr, self.context.device)), to_float(to_device(hr, self.context.device))
 
     def _real_lr(self, step: int) -> torch.Tensor | None:
         if self.real_lr is None:
             return None
         c = self.config
-        indices = batch_indices(len(self.real_lr), c.batch_size, step, stream="real lr", **self._ranks())
-        real_lr = self.real_lr[indices]
+        real_lr = take(self.real_lr, c.batch_size, step, stream=REAL_LR, **self._ranks())["image"]
         if c.lr_side < c.lr_size:
             real_lr = cropped(real_lr, c.lr_side, self._place("real ", step))
-        return to_float(real_lr.to(self.context.device))
+        return to_float(to_device(real_lr, self.context.device))
 
     def _place(self, what: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the crops of a step lie, as fractions."""
@@ -335,5 +357,6 @@ def _require_sizes(config: TrainSRConfig, uri: str | None, hr: torch.Tensor, lr:
         )
 
 
-def _hr_lr(data: PairSet | FaceSet) -> tuple[torch.Tensor, torch.Tensor | None]:
-    return (data.hr, data.lr) if isinstance(data, PairSet) else (data.images, None)
+def _hr_lr(images: Images) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Of pairs, or of faces, which have no LR."""
+    return (images["hr"], images["lr"]) if "hr" in images else (images["image"], None)

@@ -25,6 +25,8 @@ class Stage(Protocol):
     """Validation metric, and which epoch's weights are kept: those of its "min" or "max", or the "last"."""
     phase: str
     """The part of the training that it is in, where it has several; saved and restored with the weights."""
+    order: str
+    """What decides the order of its images beside seed and step, if anything does; a resumed run has the same."""
     facts: dict[str, Any]
     """Of its data and its constants, for the summary."""
 
@@ -34,6 +36,10 @@ class Stage(Protocol):
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         """One update on the batch of this step; returns scalars to log."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is needed for steps alone: there will be no more."""
         ...
 
     def validate(self, network: nn.Module) -> dict[str, float]:

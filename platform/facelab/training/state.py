@@ -66,10 +66,11 @@ class TrainingState:
         }
         optimisers = {name: optimiser.state_dict() for name, optimiser in self.stage.optimisers.items()}
         model = describe(c.kind, c.model, self.best_network, c.scale, c.hr_size)
+        phase, order = self.stage.phase, self.stage.order
         checkpoint.write(
             folder,
             checkpoint.Checkpoint(
-                self.step, networks, optimisers, self.best, self.segment, model, self.stage.phase
+                self.step, networks, optimisers, self.best, self.segment, model, phase, order
             ),
         )  # fmt: skip
 
@@ -77,8 +78,14 @@ class TrainingState:
         """Go on from a checkpoint.
 
         Raises:
-            UsageError: of another network or optimiser.
+            UsageError: of another network or optimiser, or of images in another order.
         """
+        if saved.order != self.stage.order:
+            was, now = (order or "whole sets" for order in (saved.order, self.stage.order))
+            raise UsageError(
+                f"--resume: the images would come in another order: it was started with {was}, and this --cache gives "
+                f"{now}: give the --cache it was started with"
+            )
         for prefix, part in self.parts.items():
             own = {k.removeprefix(f"{prefix}."): v for k, v in saved.networks.items() if k.startswith(f"{prefix}.")}
             try:

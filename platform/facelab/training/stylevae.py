@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from facelab.data.tensors import FaceSet
+from facelab.data.windows import Streamed
 from facelab.images import to_float
 from facelab.trained.weights import build_features
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
@@ -21,7 +22,7 @@ RECOGNITION, WHOLE = "recognition", "whole"
 class StyleVAEStage(DegraderStage):
     """Stage 1 for the training loop."""
 
-    def __init__(self, config: TrainDegraderConfig, hr: FaceSet, lr: FaceSet):
+    def __init__(self, config: TrainDegraderConfig, hr: FaceSet | Streamed, lr: FaceSet | Streamed):
         super().__init__(config, hr, lr)
         if config.stylevae.camera:  # pyrefly: ignore  (of with_options)
             # Recognition learns from draws without end, which nobody overfits; the Fréchet distance of some dozens of
@@ -38,7 +39,7 @@ class StyleVAEStage(DegraderStage):
         if config.weights.lambda_style > 0:
             layers = tuple(dict.fromkeys(p.content_layers + p.style_layers))
             features = build_features(p.network, layers, p.weights, p.min_size)
-            features.calibrate(to_float(self.lr.images[:256]))
+            features.calibrate(to_float(lr.subset("train").first(256)["image"]))
             self.facts |= {f"rms_{k}": float(v) for k, v in zip(features.layers, features.rms, strict=True)}
         self.objective = StyleVAELoss(self.networks, features, config.weights, p.content_layers, p.style_layers)
 
@@ -50,13 +51,13 @@ class StyleVAEStage(DegraderStage):
             # Adam has seen no gradient of the prior yet, and would take the first for a huge one.
             for parameter in network.prior():
                 self.optimisers["main"].state.pop(parameter, None)
-        losses = update.forward(self.objective, *self.batch(step), self.phase == WHOLE)
+        losses = update.forward(self.objective, *self.batches(step), self.phase == WHOLE)
         return update.apply(losses, *self.optimisers.values())
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Also kl_active_dims: style dimensions that carry more than 0.1 nats."""
         assert isinstance(network, StyleVAE)
-        mu, logvar = network.encode_style(to_float(self.held_lr.images[:512].to(self.context.device)))
+        mu, logvar = network.encode_style(to_float(self.held_lr[:512].to(self.context.device)))
         per_dimension = 0.5 * (mu.square() + logvar.exp() - 1 - logvar).mean(dim=0)
         return super().validate(network) | {"kl_active_dims": float((per_dimension > 0.1).sum())}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 
 from facelab import storage
 from facelab.trained import store
@@ -22,7 +23,8 @@ DEGRADER_STAGES: dict[str, type[DegraderStage]] = {"stylevae": StyleVAEStage, "b
 def train_worker(config: TrainConfig, context: Context, make_logger: LoggerFactory) -> None:
     """Load the stage, train it, and on rank 0 write OUTPUT/model and OUTPUT/training.json."""
     stage = together(context, lambda: load_stage(config, progress=context.rank == 0))
-    result = train(stage, config, context, make_logger())
+    with closing(stage):
+        result = train(stage, config, context, make_logger())
     if context.rank:
         return
     place = storage.join(config.output, "model")
