@@ -6,7 +6,7 @@ Pairs of 64 and 16 px with names of their own and a few images over and over, in
 cache in a temporary folder; then two workers, each a process, load the set and take a hundred batches at the same time.
 Listed are anonymous memory (RssAnon of /proc/self/status) before loading, at the end, and at its highest while the set
 is built and while it is used, and the mapped files, which all workers of a node share. The default, 20000 and 200000
-rows, takes some 6 GB below $TMPDIR, and goes to benchmarks/results.json.
+rows, takes some 6 GB below $TMPDIR.
 """
 
 import json
@@ -22,35 +22,30 @@ import numpy as np
 import torch
 from facelab.data import shards
 from facelab.data.cache import Cache
-from facelab.data.manifest import Manifest, Shard, write_manifest
+from facelab.data.shard_set import claimed
+from facelab.data.tables import chunks
 from facelab.data.tensors import load_pairs
 from facelab.images import encode_png
 from facelab.training.batches import batch_indices
 
-FEW, MANY = 20_000, 200_000
 ROWS_PER_SHARD, BATCH, STEPS, WORKERS = 5_000, 16, 100, 2
-GOAL = 1.1
-RESULTS = Path(__file__).with_name("results.json")
 
 
-def write_pairs(place: Path, count: int) -> None:
+def write_pairs(place: str, count: int) -> None:
     """A shard set of noise, whose rows differ in their names alone; no two of them are copies by what they say."""
     draw = np.random.default_rng(0)
     images = [[encode_png(draw.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(50)] for side in (64, 16)]
-    style = {"variant": 0, "style_mode": "none", "style_ids": [], "style_bank": "", "seed": 0, "model": "noise"}
-    files = []
-    for start in range(0, count, ROWS_PER_SHARD):
-        rows = []
-        for i in range(start, min(start + ROWS_PER_SHARD, count)):
-            name, hr, lr = f"{i:08d}.png", images[0][i % 50], images[1][i % 50]
-            split = shards.split_of(name)
-            known = {"id": f"{name}#0", "hr_id": name, "split": split, "hr_sha256": sha256(name.encode()).hexdigest()}
-            rows.append(style | known | {"hr": hr, "lr": lr})
-        receipt = shards.commit(str(place), f"{start:020x}", rows, [], shards.PAIR_SCHEMA)
-        name = shards.shard_name(receipt.unit)
-        files.append(Shard(name, receipt.rows, receipt.bytes, receipt.sha256, receipt.splits))
-    size = sum(file.bytes for file in files)
-    write_manifest(str(place), Manifest("pairs", count, size, f"{count:064x}", {}, {}, "", files))
+    unknown, units = dict.fromkeys(shards.PAIR_SCHEMA.names), []
+    with claimed(place, "pairs", {}, {}) as target:
+        for numbers in chunks(range(count), ROWS_PER_SHARD):
+            rows = []
+            for i in numbers:
+                name, hr, lr = f"{i:08d}.png", images[0][i % 50], images[1][i % 50]
+                known = {"id": f"{name}#0", "hr_id": name, "split": shards.split_of(name), "hr": hr, "lr": lr}
+                rows.append(unknown | known | {"hr_sha256": sha256(name.encode()).hexdigest()})
+            units.append(target.unit_name(row["id"] for row in rows))
+            shards.commit(place, units[-1], rows, [], target.schema)
+        target.finish(target.totals(units))
 
 
 def memory(what: str) -> float:
@@ -92,41 +87,25 @@ def worker(place: str, cache: str, rank: int) -> None:
     print(json.dumps(found | {"files": memory("RssFile"), "peak": memory("VmHWM"), "seconds": seconds}))
 
 
-def measured(place: Path, cache: Path, rows: int, what: str) -> list[dict[str, float]]:
-    """What each of the workers tells."""
+def measure(place: Path, cache: Path, rows: int, what: str) -> None:
+    """A line of what each of the workers tells."""
     command = [sys.executable, "-m", "benchmarks.memory", "worker", str(place), str(cache)]
     workers = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(WORKERS)]
     found = [json.loads(each.communicate()[0]) for each in workers]
     for rank, told in enumerate(found):
         columns = "  ".join(f"{told[name]:8.1f}" for name in ("before", "loading", "training", "end", "files", "peak"))
         print(f"{rows:7}  {what:7}  {rank:6}  {columns}  {told['seconds']:8.1f}", flush=True)
-    return found
 
 
 def main() -> None:
-    counts = [int(each) for each in sys.argv[1:]] or [FEW, MANY]
     print("   rows  set      worker    before   loading  training       end     files      peak  loaded in")
     print("                              MB of its own .......................   shared     VmHWM          s")
-    highest = {}
-    for rows in counts:
+    for rows in [int(each) for each in sys.argv[1:]] or [20_000, 200_000]:
         with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
             place, cache = Path(folder) / "pairs", Path(folder) / "cache"
-            write_pairs(place, rows)
-            measured(place, cache, rows, "decoded")
-            highest[rows] = max(told["training"] for told in measured(place, cache, rows, "found"))
-    if counts != [FEW, MANY]:
-        return
-    entry = {
-        "name": "worker_memory",
-        "ratio": highest[MANY] / highest[FEW],
-        "sense": "≤",
-        "goal": GOAL,
-        "detail": f"anonymous memory of a worker that trains on {MANY} pairs of 64 px over {FEW}: {highest[MANY]:.0f} "
-        f"and {highest[FEW]:.0f} MB",
-    }
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = [each for each in kept if each["name"] != entry["name"]]
-    RESULTS.write_text(json.dumps([*kept, entry], indent=2, ensure_ascii=False) + "\n")
+            write_pairs(str(place), rows)
+            for what in ("decoded", "found"):
+                measure(place, cache, rows, what)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 read window by window in an order that follows from seed and step."""
 
 import errno
-import gc
 import io
 import json
 import multiprocessing
@@ -13,19 +12,25 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 
+import boto3
 import numpy as np
 import pytest
 import torch
+from botocore.stub import Stubber
 from conftest import Notes, write_faces, write_set
+from facelab import storage
 from facelab.config import build
 from facelab.data import shards
 from facelab.data.cache import Cache
 from facelab.data.decoding import Decoding, faces_of, pairs_of
 from facelab.data.faces import face_row
+from facelab.data.items import Item
+from facelab.data.source import Source
 from facelab.data.tensors import ImageSet, load, load_faces, load_pairs
 from facelab.data.windows import Streamed, streamed
 from facelab.errors import UsageError
@@ -325,6 +330,26 @@ def test_sets_that_push_each_other_out_are_never_wrong(tmp_path):
         assert list(pool.map(often, sets)) == [10, 11, 12]
 
 
+def test_an_object_of_a_folder_on_s3_that_was_changed_is_read_again(monkeypatch):
+    """Of the same size, it has another ETag; with the same ETag, a store without digests tells by the time."""
+
+    def key(etag: str, second: int) -> str:
+        entry = {"Key": "faces/a.png", "Size": 9, "ETag": etag, "LastModified": datetime(2026, 1, 1, 0, 0, second)}
+        client = boto3.client("s3", region_name="us-east-1", aws_access_key_id="a", aws_secret_access_key="b")
+        store = Stubber(client)
+        store.add_client_error("head_object", "404")
+        asked = {"Bucket": "bucket", "Prefix": "faces/", "Delimiter": "/"}
+        store.add_response("list_objects_v2", {"IsTruncated": False, "Contents": [entry]}, asked)
+        monkeypatch.setattr(storage, "_client", lambda: client)
+        with store:
+            (found,) = storage.scan("s3://bucket/faces", (".png",))
+        item = Item(found.name, found.uri, found.size, stamp=found.stamp)
+        return Decoding(Source("s3://bucket/faces", "folder", (item,), 1), {"image": (3, SIDE, SIDE)}).key
+
+    assert key('"1"', 0) == key('"1"', 0)
+    assert len({key('"1"', 0), key('"2"', 0), key('"1"', 1)}) == 3
+
+
 # Windows
 
 SHARDS, ROWS = 14, 5
@@ -455,12 +480,15 @@ FEW = 8 * 6 * 13_056 / 2**30
 
 @pytest.mark.parametrize("cache", [1, FEW])
 def test_a_resumed_training_sees_what_the_whole_one_saw(tmp_path, training_pairs, cache):
-    """Through the cache and in windows, killed in an epoch: bit for bit the same weights."""
+    """Through the cache and in windows, stopped in an epoch: bit for bit the same weights. Neither leaves a window."""
 
     class Dies(Notes):
         def metrics(self, step, values):
             if step >= 17:
                 raise KeyboardInterrupt
+
+    def left():
+        return [file.parent.name for file in (tmp_path / "cache").glob("*/hr.u8")]
 
     found = run_training(sr_config(training_pairs, tmp_path / "whole", cache=cache, max_steps=40), Notes)
     assert found["n_pairs"] == 60
@@ -469,12 +497,32 @@ def test_a_resumed_training_sees_what_the_whole_one_saw(tmp_path, training_pairs
         run_training(
             sr_config(training_pairs, tmp_path / "parts", cache=cache, max_steps=40, checkpoint_every=17), Dies
         )
-    gc.collect()  # as the end of its process would
+    assert len(left()) == 1  # the set, or what is held out of it
     run_training(sr_config(training_pairs, tmp_path / "parts", cache=cache, max_steps=40, resume=True), Notes)
     weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "parts")]
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
-    left = [file.parent for file in (tmp_path / "cache").glob("*/hr.u8")]
-    assert len(left) == 1  # the set, or what is held out of it: no window
+    assert len(left()) == 1
+
+
+def test_a_cache_that_would_give_another_order_is_refused_on_resuming(tmp_path, training_pairs):
+    """Windows of another size, or none; but any cache does that holds the sets whole."""
+    for name, cache, other in (("windows", FEW, 6 / 8 * FEW), ("windows", FEW, 1), ("whole", 1, FEW)):
+        out = tmp_path / name
+        if not out.exists():
+            run_training(sr_config(training_pairs, out, cache=cache), Notes)
+        with pytest.raises(UsageError, match=r"windows of .* give the --cache it was started with"):
+            run_training(sr_config(training_pairs, out, cache=other, max_steps=5, resume=True), Notes)
+    run_training(sr_config(training_pairs, tmp_path / "whole", cache=2, max_steps=5, resume=True), Notes)
+
+
+def test_a_cache_that_is_deleted_by_hand_stops_no_training(tmp_path, many_pairs):
+    """Mapped files stay until they are given up, and the next windows are decoded anew."""
+    expected = seen(windows_of(many_pairs, tmp_path / "kept"), range(20))
+    data = windows_of(many_pairs, tmp_path / "gone")
+    assert seen(data, range(1)) == expected[:1]
+    data.train._window((0, 1)).result()
+    shutil.rmtree(tmp_path / "gone")
+    assert seen(data, range(1, 20)) == expected[1:]
 
 
 def test_the_second_training_decodes_nothing(tmp_path, training_pairs, decoded_parts):

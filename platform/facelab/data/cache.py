@@ -102,8 +102,10 @@ class Cache:
         )
 
     def delete(self, place: Path) -> bool:
-        """Delete an entry, unless it is held."""
+        """Delete an entry, unless it is held; True if it is not there afterwards."""
         lock = place.with_suffix(".lock")
+        if not lock.exists():  # by hand, with the folder
+            return True
         with _locked(lock, wait=False) as file:
             if file is None or not _is_there(file, lock):
                 return False

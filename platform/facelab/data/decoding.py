@@ -198,13 +198,14 @@ def _sizes(uri: str) -> dict[str, tuple[int, int, int]]:
     with storage.explained(uri):
         try:
             shard = pq.ParquetFile(path, filesystem=filesystem, buffer_size=2**16)
-            row = next(shard.iter_batches(1, columns=["hr", "lr"])).to_pylist()[0]
-            return {name: tuple(decode_tensor(row[name]).shape) for name in ("hr", "lr")}  # pyrefly: ignore
+            (pair,) = next(shard.iter_batches(1, columns=["hr", "lr"])).to_pylist()
+            return {name: tuple(decode_tensor(data).shape) for name, data in pair.items()}  # pyrefly: ignore
         except BadImage as error:
             raise UsageError(f"{uri}: its first pair: {error}: write the set again") from error
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, KeyError, StopIteration) as error:
-            reason = (str(error).splitlines() or ["no rows"])[0]
-            raise UsageError(f"{uri}: damaged shard ({reason}): write the set again") from error
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the store's, not Arrow's
+                raise
+            raise UsageError(f"{uri}: damaged shard ({str(error).splitlines()[0]}): write the set again") from error
 
 
 def _rows(part: Unit, columns: Sequence[str], expected: int) -> Iterator[Row]:
