@@ -161,13 +161,11 @@ def require_few_rejected(uri: str, decoded: Decoded, max_rejected: float) -> Non
     require_usable(uri, decoded.facts.rejected, decoded.facts.rows, decoded.facts.first, max_rejected)
 
 
-def load_faces_for(
-    config: FacesConfig, uri: str, *, sharp: bool, cache: Cache | None = None, progress: bool = False
-) -> FaceSet:
+def load_faces_for(config: FacesConfig, uri: str, *, sharp: bool, progress: bool = False) -> FaceSet:
     """The faces of one input of a job, at its size and within its limits; errors as of load_faces."""
     size = config.hr_size if sharp else config.lr_size
     least, most = config.least_side(size, sharp=sharp), config.max_rejected
-    return load_faces(uri, size, least_side=least, max_rejected=most, cache=cache, progress=progress)
+    return load_faces(uri, size, least_side=least, max_rejected=most, progress=progress)
 
 
 def load_pairs(uri: str, *, cache: Cache | None = None, progress: bool = False) -> PairSet:
