@@ -904,7 +904,9 @@ def test_nothing_depends_on_the_order_in_which_files_were_made(tmp_path):
             zipped(tmp_path / folder / f"{name}.zip", ("x.png", b"x"))
     for recipe in ("folder", "zip"):
         a, b = (find(recipe, tmp_path / folder) for folder in "ab")
-        assert a == [replace(item, uri=item.uri.replace("/b/", "/a/")) for item in b]
+        assert [replace(item, stamp="") for item in a] == [
+            replace(item, uri=item.uri.replace("/b/", "/a/"), stamp="") for item in b
+        ]
         assert len(a) == 20
 
 
