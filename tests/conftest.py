@@ -1,6 +1,11 @@
-"""Tiny faces, one local Ray for the session, and where the real faces lie if they are there."""
+"""Tiny faces, one local Ray for the session, an S3 server, and where the real faces lie if they are there."""
 
 import os
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,7 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 FACES = ROOT.parent / "shared" / "faces"
+S3_KEY, S3_SECRET = "facelab-test-key", "facelab-test-secret"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -195,3 +201,46 @@ def onnx_embedding(network: nn.Module, place: Path) -> None:
         ],
     )
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), str(place))
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@contextmanager
+def s3_server(folder: Path):
+    """`rclone serve s3` on loopback; yields the environment that points to it."""
+    (folder / "bucket").mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [
+        "rclone",
+        "serve",
+        "s3",
+        "--auth-key",
+        f"{S3_KEY},{S3_SECRET}",
+        "--addr",
+        f"127.0.0.1:{port}",
+        str(folder),
+    ]
+    rclone = Path(sys.executable).with_name("rclone")
+    server = subprocess.Popen([str(rclone), *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with socket.socket() as s:
+                if s.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        else:
+            pytest.fail("rclone did not start")
+        yield {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": S3_KEY,
+            "AWS_SECRET_ACCESS_KEY": S3_SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.terminate()
+        server.wait(10)

@@ -2,26 +2,16 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, save_degrader
+from conftest import ROOT, free_port, s3_server, save_degrader
 from facelab import storage
 
 pytestmark = pytest.mark.cluster
-KEY, SECRET = "facelab-test-key", "facelab-test-secret"
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def job(name: str, *arguments: str, env: dict[str, str], expect: int = 0) -> str:
@@ -34,35 +24,6 @@ def job(name: str, *arguments: str, env: dict[str, str], expect: int = 0) -> str
     )
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-@contextmanager
-def s3_server(folder: Path):
-    """`rclone serve s3` on loopback; yields the environment that points to it."""
-    folder.mkdir()
-    (folder / "bucket").mkdir()
-    port = free_port()
-    command = ["rclone", "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", f"127.0.0.1:{port}", str(folder)]
-    rclone = Path(sys.executable).with_name("rclone")
-    server = subprocess.Popen([str(rclone), *command[1:]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        else:
-            pytest.fail("rclone did not start")
-        yield {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 def test_s3(tmp_path, hr_folder, lr_folder):

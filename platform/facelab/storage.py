@@ -27,7 +27,9 @@ import boto3
 import pyarrow.fs as pafs
 import s3fs
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+from s3fs.core import S3_RETRYABLE_ERRORS
+from s3fs.errors import translate_boto_error
 
 from facelab.errors import StoreError, UsageError
 
@@ -98,25 +100,40 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 class _S3(s3fs.S3FileSystem):
-    """Keys as they are: in what it deletes and fetches, s3fs would take * ? [ ] for patterns of other keys."""
+    """Keys as they are: in what it deletes and fetches, s3fs would take * ? [ ] for patterns of other keys.
+
+    A request is tried again by botocore alone. s3fs would do that anew for each of its own 5 tries, and for each of 5
+    more where it reads: hours before a store that is silent is told. Its tries are for a body that breaks off.
+    """
 
     async def _expand_path(self, path, recursive=False, maxdepth=None, assume_literal=True):  # type: ignore[override]
         return await super()._expand_path(path, recursive, maxdepth, assume_literal=True)
+
+    async def _call_s3(self, method, *akwarglist, **kwargs):
+        await self.set_session()
+        call = getattr(await self.get_s3(kwargs.get("Bucket")), method)
+        try:
+            return await call(**self._get_s3_method_kwargs(call, *akwarglist, **kwargs))
+        except ClientError as error:
+            raise translate_boto_error(error) from error
+        except HTTPClientError as error:  # as what s3fs does not try again
+            raise ConnectionError(str(error)) from error
 
 
 _SETTINGS: dict[str, Any] = {
     "connect_timeout": 10,
     "read_timeout": 60,
     # 5xx, slow-down, resets and timeouts: again after 0 to 1, 2, 4, 8, 16 s.
-    "retries": {"mode": "standard", "max_attempts": 6},
+    "retries": {"mode": "standard", "total_max_attempts": 6},
     # Some stores send the checksum of a whole object with a part of it, such as one column of a shard.
     "response_checksum_validation": "when_required",
 }
 
 
 def _s3() -> s3fs.S3FileSystem:
-    # Other jobs write too: a cached listing would hide what they wrote.
-    return _S3(use_listings_cache=False, config_kwargs=_SETTINGS)
+    # Other jobs write too: a cached listing would hide what they wrote. Of parts that it reads side by side, s3fs tries
+    # none again.
+    return _S3(use_listings_cache=False, max_concurrency=1, config_kwargs=_SETTINGS)
 
 
 @cache
@@ -133,6 +150,7 @@ _HINTS = {
 }
 _DENIED = "check the AWS credentials, whether they have expired, their rights on this bucket, and this machine's clock"
 _UNREACHED = "check AWS_ENDPOINT_URL, the network and the store; then run the same command again"
+_NO_BUCKET = "check the bucket's name, its region and AWS_ENDPOINT_URL; then run the same command again"
 
 
 @contextmanager
@@ -141,15 +159,15 @@ def explained(uri: str) -> Iterator[None]:
 
     Raises:
         UsageError: not found.
-        StoreError: any other.
+        StoreError: any other; also that the whole bucket is not there.
     """
     try:
         yield
-    except FileNotFoundError as error:
-        raise UsageError(f"{uri}: not found") from error
-    except (OSError, BotoCoreError, ClientError) as error:
-        code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
-        if code in ("404", "NoSuchBucket", "NoSuchKey"):
+    except (OSError, BotoCoreError, ClientError, *S3_RETRYABLE_ERRORS) as error:
+        code = _code(error)
+        if code == "NoSuchBucket":
+            raise StoreError(f"{uri}: the bucket is not there: {_NO_BUCKET}") from error
+        if isinstance(error, FileNotFoundError) or code in ("404", "NoSuchKey"):
             raise UsageError(f"{uri}: not found") from error
         if uri.startswith("s3://"):
             denied = isinstance(error, PermissionError | NoCredentialsError) or code in _DENIALS
@@ -162,6 +180,13 @@ def explained(uri: str) -> Iterator[None]:
 
 _DENIALS = ("403", "AccessDenied", "Forbidden", "SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken",
             "RequestTimeTooSkewed")  # fmt: skip
+
+
+def _code(error: BaseException | None) -> str:
+    """What S3 calls an error, also from inside what s3fs made of it."""
+    while error is not None and not isinstance(error, ClientError):
+        error = error.__cause__
+    return error.response.get("Error", {}).get("Code", "") if error else ""
 
 
 def hint_for(error: BaseException) -> str | None:
@@ -225,10 +250,14 @@ def _keys(uri: str) -> Iterator[tuple[str, int, str]]:
     """(s3:// URI, bytes, stamp) of every key below a prefix, or of the key itself; folder markers are none."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if key:
-        with suppress(ClientError):  # a prefix
+        try:
             found = _client().head_object(Bucket=bucket, Key=key)
             yield uri, found["ContentLength"], _stamp(found)
             return
+        except ClientError as error:
+            if _code(error) != "404":
+                raise
+            # A prefix.
     prefixes = [f"{key}/" if key else ""]
     while 0 < len(prefixes) < _LISTERS:
         deeper = []
@@ -404,22 +433,32 @@ def write_bytes(uri: str, data: bytes) -> None:
 
 def create(uri: str, data: bytes) -> bool:
     """Write an object that is not there yet; False where it is. Of two that try at once, one succeeds, unless they try
-    on a store that does not know conditional puts."""
+    on a store that does not know conditional puts, or with equal bytes."""
     uri = _place(uri)
     with explained(uri):
-        try:
-            if uri.startswith("s3://"):
-                if _s3().exists(uri):
-                    return False
-                _s3().pipe_file(uri, data, mode="create")
-                return True
-            place = Path(uri)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with _aside(place) as aside:
-                aside.write_bytes(data)
+        if uri.startswith("s3://"):
+            return not _s3().exists(uri) and _put_new(uri, data)
+        place = Path(uri)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with _aside(place) as aside:
+            aside.write_bytes(data)
+            try:
                 os.link(aside, place)  # unlike a rename, it never replaces
-        except FileExistsError:
-            return False
+            except FileExistsError:
+                return False
+    return True
+
+
+def _put_new(uri: str, data: bytes) -> bool:
+    try:
+        _s3().pipe_file(uri, data, mode="create")
+    except OSError as error:
+        if _code(error) not in ("PreconditionFailed", "ConditionalRequestConflict"):
+            raise
+        # It may be our own: where the answer to a put is lost, the next try meets what that wrote.
+        with suppress(FileNotFoundError):
+            return _s3().cat_file(uri) == data
+        return False
     return True
 
 
