@@ -104,7 +104,7 @@ def proxy(rule: Rule, endpoint: str = "", *, conditional: bool = False) -> Itera
             else:
                 self._pass_on(path, body, fault)
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any  # noqa: N815
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any
 
         def _pass_on(self, path: str, body: bytes, fault: str | None) -> None:
             status, headers, answer = self._ask(body)
