@@ -1,18 +1,25 @@
 """A pair depends on seed, HR content, variant, model, style bank and mode; on nothing else."""
 
+import io
+
 import pytest
 import torch
 from conftest import files_of
 from facelab.config import build
 from facelab.data import shards
+from facelab.data.faces import face_row
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.source import find
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import evaluate
+from facelab.images import decode_tensor
+from facelab.samples.faces import sample_face
 from facelab.synthesis.job import SynthesizeConfig, load_degrader, synthesize
+from facelab.synthesis.pairs import decode_faces
 from facelab.trained import store
+from PIL import Image
 
 from models import build_degrader
 from models.resize import resize
@@ -148,3 +155,21 @@ def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, deg
     assert len(load_pairs(str(tmp_path / "b"))) == 120  # nothing was replaced
     with pytest.raises(UsageError, match="no trained model"):
         synthesize(config(hr_folder, lr_folder, str(hr_folder), tmp_path / "c"))
+
+
+def test_a_pair_has_the_pixels_that_were_degraded_and_the_file_itself_where_it_can():
+    """A PNG of another compression, so that encoding it again would not give the same bytes."""
+    face = Image.fromarray(sample_face(0, 0, 64))
+    rows = []
+    for name, image, options in (
+        ("own.png", face, {"format": "PNG", "compress_level": 9}),
+        ("small.jpg", face, {"format": "JPEG"}),
+        ("large.png", face.resize((96, 80)), {"format": "PNG", "compress_level": 9}),
+    ):
+        image.save(buffer := io.BytesIO(), **options)
+        rows.append(face_row(name, buffer.getvalue(), "here") | {"rejected": ""})
+    faces = decode_faces(rows, 64, 64)
+    for row, pixels in zip(faces.rows, faces.hr, strict=True):
+        assert Image.open(io.BytesIO(row["hr"])).format == "PNG"
+        assert torch.equal(decode_tensor(row["hr"]), pixels)
+    assert [row["hr"] == given["image"] for row, given in zip(faces.rows, rows, strict=True)] == [True, False, False]

@@ -25,7 +25,7 @@ Reader = Callable[[U], Any]
 Encoder = Callable[[Any], Iterable[Row]]
 """What a task makes of what a model made; a row that cannot be used says why in `rejected`."""
 
-_HELPER_CPUS = 0.25
+HELPER_CPUS = 0.25
 """Of a task beside model actors: a whole CPU would never be free where they fill a small machine."""
 _WAVE = 4096
 """Units given to Ray at a time: it remembers something of each."""
@@ -45,7 +45,7 @@ def fill(target: ShardSet, units: Sequence[U], read: Callable[[U], Iterable[Row]
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         unit = _unit(row)
-        return _receipt(uri, unit) or _commit(uri, schema, unit, read(unit))
+        return _receipt(uri, unit) or commit_rows(uri, schema, unit, read(unit))
 
     with ray_session():
         _see_through(target, units, lambda wave: wave.map(task))
@@ -63,13 +63,13 @@ def fill_with_model(
 
     def committing(row: dict[str, Any]) -> dict[str, Any]:
         unit = _unit(row)
-        return _receipt(uri, unit) or _commit(uri, schema, unit, encode(pickle.loads(row["made"])))
+        return _receipt(uri, unit) or commit_rows(uri, schema, unit, encode(pickle.loads(row["made"])))
 
     def pipeline(wave: ray.data.Dataset) -> ray.data.Dataset:
         return (
-            wave.map(reading, num_cpus=_HELPER_CPUS)
+            wave.map(reading, num_cpus=HELPER_CPUS)
             .map(_Making, fn_constructor_args=(held, pool, uri), **_reserved(pool))  # pyrefly: ignore  (a class is fine)
-            .map(committing, num_cpus=_HELPER_CPUS)
+            .map(committing, num_cpus=HELPER_CPUS)
         )
 
     with ray_session():
@@ -103,15 +103,15 @@ def _see_through(
         raise
 
 
-def each(units: Sequence[U], act: Callable[[U], dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What `act` tells of each unit, in tasks of one CPU, in any order."""
+def each(units: Sequence[U], act: Callable[[U], dict[str, Any]], gpus: float = 0) -> Iterator[dict[str, Any]]:
+    """What `act` tells of each unit, in tasks of one CPU and so many GPUs, in any order."""
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         return act(_unit(row))
 
     with ray_session():
         for wave in chunks(units, _WAVE):
-            yield from _dataset(wave).map(task).iter_rows()
+            yield from _dataset(wave).map(task, num_cpus=1, num_gpus=gpus).iter_rows()
 
 
 def stream(
@@ -131,7 +131,7 @@ def stream(
         require_actors(pool)
         dataset = _dataset(units)
         dataset.context.execution_options.preserve_order = True
-        results = dataset.flat_map(task, num_cpus=_HELPER_CPUS).map_batches(
+        results = dataset.flat_map(task, num_cpus=HELPER_CPUS).map_batches(
             _Holding,  # pyrefly: ignore
             batch_size=batch_size,
             fn_constructor_args=(ray.put(model), pool),
@@ -146,7 +146,7 @@ def require_actors(pool: ActorConfig) -> None:
         UsageError: there is no room for them, and never will be.
     """
     what = f"--actors {pool.actors} of --cpus-per-actor {pool.cpus_per_actor:g} and a reader need"
-    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + _HELPER_CPUS}, "one of them")
+    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + HELPER_CPUS}, "one of them")
 
 
 def _dataset(units: Sequence[Unit]) -> ray.data.Dataset:
@@ -193,13 +193,13 @@ class _Making(_Holding):
 
 
 def _receipt(uri: str, unit: Unit) -> dict[str, Any] | None:
-    """What `_commit` gave for a unit that comes again."""
+    """What `commit_rows` gave for a unit that comes again."""
     if not shards.is_committed(uri, unit.name):
         return None
     return {"unit": unit.name, "rejected": len(shards.read_receipt(uri, unit.name).rejected)}
 
 
-def _commit(uri: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> dict[str, Any]:
+def commit_rows(uri: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> dict[str, Any]:
     """Rejected rows stay with the unit; the driver hears nothing but its name and how many they are."""
     usable: list[Row] = []
     rejected: list[dict[str, str]] = []

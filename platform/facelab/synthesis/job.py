@@ -1,6 +1,8 @@
 """Sharp faces + any degrader -> pair shards with provenance."""
 
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -13,7 +15,7 @@ from facelab.data import shards
 from facelab.data.faces import FacesConfig, require_usable
 from facelab.data.manifest import Manifest
 from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
-from facelab.data.source import Source, find, kind_of, scan_images
+from facelab.data.source import Row, Source, Unit, find, kind_of, scan_images
 from facelab.data.tensors import load_faces_for
 from facelab.data.units import image_units, shard_units
 from facelab.data.work import fill_with_model, require_actors
@@ -22,7 +24,7 @@ from facelab.job import Job
 from facelab.synthesis.classical import Classical
 from facelab.synthesis.degrader import Bicubic, Degrader
 from facelab.synthesis.learnt import Learnt
-from facelab.synthesis.pairs import DegradeFaces, Origin, decode_unit, encode_pairs
+from facelab.synthesis.pairs import DegradeFaces, Faces, Origin, Variants, decode_faces, encode_pairs, read_faces
 from facelab.synthesis.styles import StyleBank, encode_bank, load_bank, save_bank
 from facelab.trained import store
 from models.network import DegraderNetwork
@@ -35,16 +37,10 @@ BUILT_IN: dict[str, type[Degrader]] = {"bicubic": Bicubic, "classical": Classica
 """Degraders without weights."""
 
 
-class SynthesizeConfig(FacesConfig, ActorConfig):
-    """Degrade sharp faces realistically: write pair shards (hr, lr, provenance)."""
+class PairsConfig(FacesConfig):
+    """What decides pairs, and how many are written as one."""
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "debug": {"rows_per_shard": 16},
-        "demo": {"rows_per_shard": 128, "actors": 2},
-        "paper": {},
-    }
-
-    WRITES = (*FacesConfig.WRITES, *SET_FILES, "style_bank.parquet")
+    WRITES = (*FacesConfig.WRITES, "style_bank.parquet")
 
     hr: Uri
     """URI of sharp faces: face shards or a folder of images."""
@@ -63,6 +59,19 @@ class SynthesizeConfig(FacesConfig, ActorConfig):
     rows_per_shard: int = Field(default=1000, ge=1)
     """At most so many sharp faces are worked on, and written with their variants, as one shard; of face shards, whole
     ones are put together."""
+
+
+class SynthesizeConfig(PairsConfig, ActorConfig):
+    """Degrade sharp faces realistically: write pair shards (hr, lr, provenance)."""
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "debug": {"rows_per_shard": 16},
+        "demo": {"rows_per_shard": 128, "actors": 2},
+        "paper": {},
+    }
+
+    WRITES = (*PairsConfig.WRITES, *SET_FILES)
+
     overwrite: bool = False
     """Delete the shard set at --output, begun or finished, and write it anew."""
 
@@ -105,10 +114,8 @@ def _fill(config: SynthesizeConfig, target: ShardSet, source: Source | None, deg
         units = image_units(target, config.hr, scan_images(config.hr), config.rows_per_shard)
     else:
         units = shard_units(target, source, config.rows_per_shard)
-    size, least = config.hr_size, config.least_side(config.hr_size, sharp=True)
-    decode = partial(decode_unit, hr_size=size, least_side=least)
-    encode = partial(encode_pairs, origin=Origin.of(degrader))
-    fill_with_model(target, units, decode, DegradeFaces(degrader, config.variants), encode, config)
+    steps = Steps.of(config, degrader)
+    fill_with_model(target, units, steps.read, steps.degrade, steps.encode, config)
     totals = target.totals([unit.name for unit in units])
     faces, wanted = totals.rows // config.variants + totals.rejected, sum(unit.rows for unit in units)
     shards.require_rows(config.hr, "faces", faces, wanted)
@@ -116,7 +123,25 @@ def _fill(config: SynthesizeConfig, target: ShardSet, source: Source | None, deg
     return target.finish(totals)
 
 
-def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degrader:
+@dataclass(frozen=True)
+class Steps:
+    """What becomes of the faces of a unit, step by step."""
+
+    decode: Callable[[Iterable[Row]], Faces]
+    degrade: DegradeFaces
+    encode: Callable[[Variants], Iterable[Row]]
+
+    @classmethod
+    def of(cls, config: PairsConfig, degrader: Degrader) -> "Steps":
+        size, least = config.hr_size, config.least_side(config.hr_size, sharp=True)
+        decode = partial(decode_faces, hr_size=size, least_side=least)
+        return cls(decode, DegradeFaces(degrader, config.variants), partial(encode_pairs, origin=Origin.of(degrader)))
+
+    def read(self, unit: Unit) -> Faces:
+        return self.decode(read_faces(unit))
+
+
+def load_degrader(config: PairsConfig, run: "JobRun | None" = None) -> Degrader:
     """What --degrader names, with its style bank; a models:/ URI is resolved by the run.
 
     Raises:
@@ -141,7 +166,7 @@ def load_degrader(config: SynthesizeConfig, run: "JobRun | None" = None) -> Degr
     return Learnt(model, config.seed, _style_bank(config, model), config.style_mode)
 
 
-def _style_bank(config: SynthesizeConfig, model: store.TrainedModel) -> StyleBank:
+def _style_bank(config: PairsConfig, model: store.TrainedModel) -> StyleBank:
     """The codes of --lr, from an earlier run or encoded now and kept beside the pairs."""
     assert config.lr is not None
     assert isinstance(model.network, StyleVAE)
