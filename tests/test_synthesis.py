@@ -1,12 +1,14 @@
 """A pair depends on seed, HR content, variant, model, style bank and mode; on nothing else."""
 
 import io
+import shutil
 
+import numpy as np
 import pytest
 import torch
-from conftest import files_of
+from conftest import files_of, save_degrader
 from facelab.config import build
-from facelab.data import shards
+from facelab.data import decoding, shards
 from facelab.data.faces import face_row
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.source import find
@@ -14,10 +16,12 @@ from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import evaluate
-from facelab.images import decode_tensor
+from facelab.images import decode_tensor, to_float
 from facelab.samples.faces import sample_face
+from facelab.synthesis import styles
 from facelab.synthesis.job import SynthesizeConfig, load_degrader, synthesize
 from facelab.synthesis.pairs import decode_faces
+from facelab.synthesis.styles import _codes
 from facelab.trained import store
 from PIL import Image
 
@@ -53,12 +57,14 @@ def rows(uri) -> dict[str, dict]:
 def test_pairs_are_identical_for_one_three_and_four_actors(
     ray_local, tmp_path, hr_shards, hr_other_shards, lr_folder, degrader
 ):
-    """However the faces are cut into shards; of one cut, the files are."""
+    """However the faces are cut into shards, and into batches; of one cut, the files are."""
     one = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "one"))
     three = synthesize(config(hr_other_shards, lr_folder, degrader, tmp_path / "three", actors=3))
     four = config(hr_shards, lr_folder, degrader, tmp_path / "four", actors=4, cpus_per_actor=0.25)
     assert synthesize(four)["data_hash"] == one["data_hash"]
     assert files_of(tmp_path / "four") == files_of(tmp_path / "one")
+    fives = config(hr_shards, lr_folder, degrader, tmp_path / "fives", micro_batch=5)
+    assert synthesize(fives)["data_hash"] == one["data_hash"]
     assert one["n"] == 120
     assert one["data_hash"] == three["data_hash"]
     a, b = rows(tmp_path / "one"), rows(tmp_path / "three")
@@ -77,6 +83,37 @@ def test_folder_and_shards_give_the_same_pairs(ray_local, tmp_path, hr_folder, h
     a = synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", variants=1))
     b = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "b", variants=1))
     assert a["data_hash"] == b["data_hash"]
+
+
+def test_the_style_bank_is_encoded_once(hr_folder, lr_folder, degrader, tmp_path, monkeypatch):
+    """Part by part, copies and unusable faces left out; other faces or another degrader are encoded anew."""
+    folder = shutil.copytree(lr_folder, tmp_path / "lr")
+    broken, gone, twice, *_ = sorted(folder.iterdir())
+    shutil.copy(twice, folder / "copy.png")
+    broken.write_bytes(b"no image")
+    given = config(hr_folder, folder, degrader, tmp_path / "out")
+    monkeypatch.setattr(decoding, "_IMAGES", 7)
+    bank = load_degrader(given).bank
+    monkeypatch.undo()
+    faces = load_faces(str(folder), given.lr_size)
+    assert sorted(bank.ids.to_pylist()) == faces.ids
+    assert bank.hash == faces.hash
+    network = store.load_model(degrader, "degrader").network
+    mu, logvar = (part.detach() for part in network.encode_style(to_float(faces.images)))
+    order = [faces.ids.index(name) for name in bank.ids.to_pylist()]
+    for found, expected in ((bank.mu, mu[order]), (bank.logvar, logvar[order])):
+        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5)
+    assert (np.diff(bank.luminance) >= 0).all()
+    encoded = []
+    monkeypatch.setattr(styles, "_codes", lambda *given: encoded.append(1) or _codes(*given))
+    again = load_degrader(given).bank
+    assert not encoded
+    assert (again.hash, again.ids.to_pylist()) == (bank.hash, bank.ids.to_pylist())
+    assert np.array_equal(again.mu, bank.mu)
+    gone.unlink()
+    assert len(load_degrader(given).bank) == len(bank) - 1
+    load_degrader(given.model_copy(update={"degrader": save_degrader(tmp_path / "other", 4)}))
+    assert len(encoded) == 2
 
 
 def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_path):

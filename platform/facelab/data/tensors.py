@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from facelab.data.cache import Cache
 from facelab.data.decoding import Decoded, Decoding, faces_of, in_order, pairs_of
-from facelab.data.faces import FacesConfig, require_usable
+from facelab.data.faces import require_usable
 
 Rows = Sequence[int] | np.ndarray | torch.Tensor | slice
 """Which of the images, by their place in a set."""
@@ -159,13 +159,6 @@ def require_few_rejected(uri: str, decoded: Decoded, max_rejected: float) -> Non
         UsageError: nothing is usable, or more than `max_rejected` of it is not.
     """
     require_usable(uri, decoded.facts.rejected, decoded.facts.rows, decoded.facts.first, max_rejected)
-
-
-def load_faces_for(config: FacesConfig, uri: str, *, sharp: bool, progress: bool = False) -> FaceSet:
-    """The faces of one input of a job, at its size and within its limits; errors as of load_faces."""
-    size = config.hr_size if sharp else config.lr_size
-    least, most = config.least_side(size, sharp=sharp), config.max_rejected
-    return load_faces(uri, size, least_side=least, max_rejected=most, progress=progress)
 
 
 def load_pairs(uri: str, *, cache: Cache | None = None, progress: bool = False) -> PairSet:

@@ -12,11 +12,11 @@ from facelab import storage
 from facelab.cluster import ray_session
 from facelab.config import REGISTRY, ActorConfig, Uri, uri_or
 from facelab.data import shards
+from facelab.data.decoding import faces_of
 from facelab.data.faces import FacesConfig, require_usable
 from facelab.data.manifest import Manifest
 from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
 from facelab.data.source import Row, Source, Unit, find, kind_of, scan_images
-from facelab.data.tensors import load_faces_for
 from facelab.data.units import image_units, shard_units
 from facelab.data.work import fill_with_model, require_actors
 from facelab.errors import UsageError
@@ -27,6 +27,7 @@ from facelab.synthesis.learnt import Learnt
 from facelab.synthesis.pairs import DegradeFaces, Faces, Origin, Variants, decode_faces, encode_pairs, read_faces
 from facelab.synthesis.styles import StyleBank, encode_bank, load_bank, save_bank
 from facelab.trained import store
+from facelab.trained.apply import MICRO_BATCH
 from models.network import DegraderNetwork
 from models.stylevae import StyleVAE
 
@@ -59,6 +60,9 @@ class PairsConfig(FacesConfig):
     rows_per_shard: int = Field(default=1000, ge=1)
     """At most so many sharp faces are worked on, and written with their variants, as one shard; of face shards, whole
     ones are put together."""
+    micro_batch: int = Field(default=MICRO_BATCH, ge=1)
+    """Sharp faces that a trained degrader is given at a time, the last ones filled up. A GPU wants more; there, other
+    sizes may round a pixel otherwise."""
 
 
 class SynthesizeConfig(PairsConfig, ActorConfig):
@@ -77,7 +81,9 @@ class SynthesizeConfig(PairsConfig, ActorConfig):
 
     def settings(self) -> dict[str, Any]:
         """What decides the pairs, beside what the inputs are."""
-        names = ("seed", "variants", "style_mode", "hr_size", "scale", "allow_enlarged", "rows_per_shard")
+        names = (
+            "seed", "variants", "style_mode", "hr_size", "scale", "allow_enlarged", "rows_per_shard", "micro_batch",
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def places(self) -> dict[str, str | None]:
@@ -158,23 +164,24 @@ def load_degrader(config: PairsConfig, run: "JobRun | None" = None) -> Degrader:
             f"not {config.hr_size} and {config.scale}"
         )
     if not model.network.uses_style or config.style_mode == "prior":
-        return Learnt(model, config.seed)
+        return Learnt(model, config.seed, config.micro_batch)
     if config.lr is None:
         raise UsageError(
             f"{config.degrader}: --style-mode {config.style_mode} needs --lr, the real LR faces of the styles"
         )
-    return Learnt(model, config.seed, _style_bank(config, model), config.style_mode)
+    return Learnt(model, config.seed, config.micro_batch, _style_bank(config, model), config.style_mode)
 
 
 def _style_bank(config: PairsConfig, model: store.TrainedModel) -> StyleBank:
     """The codes of --lr, from an earlier run or encoded now and kept beside the pairs."""
     assert config.lr is not None
     assert isinstance(model.network, StyleVAE)
-    faces, place = load_faces_for(config, config.lr, sharp=False), storage.join(config.output, "style_bank.parquet")
-    if storage.exists(place) and (bank := load_bank(storage.read_bytes(place), faces.hash, model.digest)):
+    faces = faces_of(config.lr, config.lr_size, config.least_side(config.lr_size, sharp=False))
+    place, key = storage.join(config.output, "style_bank.parquet"), f"{faces.key} {model.digest}"
+    if storage.exists(place) and (bank := load_bank(storage.read_bytes(place), key)):
         return bank
-    bank = encode_bank(model.network, faces, progress=True)
-    storage.write_bytes(place, save_bank(bank, model.digest))
+    bank = encode_bank(model.network, faces, config.max_rejected, progress=True)
+    storage.write_bytes(place, save_bank(bank, key))
     return bank
 
 

@@ -6,7 +6,7 @@ import torch
 from facelab.seeding import generator_for
 from facelab.synthesis.degrader import Degraded, Degrader
 from facelab.synthesis.styles import StyleBank, luminance
-from facelab.trained.apply import degrade
+from facelab.trained.apply import MICRO_BATCH, degrade
 from facelab.trained.store import TrainedModel
 from models.network import DegraderNetwork
 from models.stylevae import reparameterise
@@ -15,10 +15,17 @@ from models.stylevae import reparameterise
 class Learnt(Degrader):
     """Styles come from a bank of real LR faces, or from the prior where there is none."""
 
-    def __init__(self, model: TrainedModel, seed: int, bank: StyleBank | None = None, style_mode: str = "prior"):
+    def __init__(
+        self,
+        model: TrainedModel,
+        seed: int,
+        micro_batch: int = MICRO_BATCH,
+        bank: StyleBank | None = None,
+        style_mode: str = "prior",
+    ):
         super().__init__(model.scale, seed)
         assert isinstance(model.network, DegraderNetwork)
-        self.network, self.bank = model.network, bank
+        self.network, self.micro_batch, self.bank = model.network, micro_batch, bank
         self.name = f"{model.name}@{model.digest[:16]}"
         if self.network.uses_style:
             self.style_mode = style_mode
@@ -33,7 +40,7 @@ class Learnt(Degrader):
         width = self.network.noise_dim(hr.shape[-1])
         noise = torch.stack([torch.randn(width, generator=generator) for generator in generators])
         if self.bank is None:
-            return degrade(self.network, hr, noise), [[] for _ in digests]
+            return degrade(self.network, hr, noise, size=self.micro_batch), [[] for _ in digests]
         keys = [(self.seed, "style", digest, variant) for digest in digests]
         chosen = [
             self.bank.choose(self.style_mode, key, bright)
@@ -43,4 +50,4 @@ class Learnt(Degrader):
         mu, logvar = (torch.from_numpy(np.stack([each[i] for each in chosen])) for i in (1, 2))
         m = mu.shape[1]
         z = reparameterise(mu, logvar, noise[:, :m])
-        return degrade(self.network, hr, torch.cat([z, noise[:, m:]], dim=1)), styles
+        return degrade(self.network, hr, torch.cat([z, noise[:, m:]], dim=1), size=self.micro_batch), styles

@@ -1,6 +1,7 @@
 """The style bank: codes of real low-resolution faces, encoded once; and which of them a pair takes."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from facelab.data.tables import chunks
-from facelab.data.tensors import FaceSet
+from facelab.data.decoding import Decoding, in_order
+from facelab.data.faces import require_usable
 from facelab.images import to_float
 from facelab.seeding import seed_for
 from facelab.trained.apply import in_fixed_batches
@@ -64,19 +65,34 @@ class StyleBank:
         return [(self.ids[i].as_py(), 1.0)], self.mu[i], self.logvar[i]
 
 
-def encode_bank(network: StyleVAE, faces: FaceSet, progress: bool = False) -> StyleBank:
-    """The codes of all faces, by the network's E_LR."""
-    parts = []
-    with torch.no_grad():
-        for some in chunks(tqdm(range(len(faces)), "style bank", unit="face", disable=not progress), _AT_A_TIME):
-            images = faces.images[torch.tensor(some)]
-            codes = in_fixed_batches(lambda x: torch.cat(network.encode_style(to_float(x)), 1), images, size=_AT_A_TIME)
-            parts.append(torch.cat([codes, luminance(images)[:, None]], dim=1))
-    table = torch.cat(parts)
+def encode_bank(network: StyleVAE, faces: Decoding, max_rejected: float, progress: bool = False) -> StyleBank:
+    """The codes of real faces, by the network's E_LR; decoded part by part, none stays in memory.
+
+    Raises:
+        UsageError: none is usable, or more than the share `max_rejected` is not.
+    """
+    tables, parts = [], []
+    title = f"style bank of {faces.source.uri}"
+    with tqdm(desc=title, total=faces.rows, unit="face", disable=not progress, dynamic_ncols=True) as bar:
+        for number, (start, end) in enumerate(pairwise(faces.starts)):
+            images = np.zeros((end - start, *faces.shapes["image"]), np.uint8)
+            tables.append(faces.decode(number, {"image": images}))
+            parts.append(_codes(network, torch.from_numpy(images)))
+            bar.update(end - start)
+    index, facts = in_order(faces, tables)
+    require_usable(faces.source.uri, facts.rejected, facts.rows, facts.first, max_rejected)
+    table = torch.cat(parts)[torch.tensor(index["position"].to_numpy())]
     order = torch.argsort(table[:, -1], stable=True)
     mu, logvar = table[order, :-1].chunk(2, dim=1)
-    ids = pa.array(faces.ids).take(pa.array(order.numpy()))
-    return StyleBank(faces.hash, ids, mu.numpy().copy(), logvar.numpy().copy(), table[order, -1].numpy().copy())
+    ids = index["id"].combine_chunks().take(pa.array(order.numpy()))
+    return StyleBank(facts.hash, ids, mu.numpy().copy(), logvar.numpy().copy(), table[order, -1].numpy().copy())
+
+
+@torch.no_grad()
+def _codes(network: StyleVAE, images: torch.Tensor) -> torch.Tensor:
+    """(B, 3, h, w) uint8 -> mu, log variance and luminance, (B, 2M + 1)."""
+    codes = in_fixed_batches(lambda x: torch.cat(network.encode_style(to_float(x)), 1), images, size=_AT_A_TIME)
+    return torch.cat([codes, luminance(images)[:, None]], dim=1)
 
 
 def luminance(images: torch.Tensor) -> torch.Tensor:
@@ -84,22 +100,27 @@ def luminance(images: torch.Tensor) -> torch.Tensor:
     return luma(to_float(images)).mean(dim=(1, 2, 3))
 
 
-def save_bank(bank: StyleBank, degrader: str) -> bytes:
-    """As a Parquet file that names the degrader whose codes these are."""
+def save_bank(bank: StyleBank, key: str) -> bytes:
+    """As a Parquet file.
+
+    Args:
+        key: of what the codes were made of: the faces, and the degrader.
+    """
     columns = {"id": bank.ids, "mu": list(bank.mu), "logvar": list(bank.logvar), "luminance": bank.luminance}
-    table = pa.table(columns).replace_schema_metadata({"hash": bank.hash, "degrader": degrader})
+    table = pa.table(columns).replace_schema_metadata({"hash": bank.hash, "key": key})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
 
 
-def load_bank(data: bytes, faces_hash: str, degrader: str) -> StyleBank | None:
-    """What save_bank wrote; None where it is of other faces or of another degrader, or damaged."""
+def load_bank(data: bytes, key: str) -> StyleBank | None:
+    """What save_bank wrote; None where it is of another key, or damaged."""
     try:
         table = pq.read_table(pa.BufferReader(data))
     except pa.ArrowInvalid:
         return None
-    if table.schema.metadata != {b"hash": faces_hash.encode(), b"degrader": degrader.encode()}:
+    told = table.schema.metadata or {}
+    if told.get(b"key") != key.encode():
         return None
     mu, logvar = (np.array(table[name].to_pylist(), np.float32) for name in ("mu", "logvar"))
-    return StyleBank(faces_hash, table["id"].combine_chunks(), mu, logvar, table["luminance"].to_numpy())
+    return StyleBank(told[b"hash"].decode(), table["id"].combine_chunks(), mu, logvar, table["luminance"].to_numpy())

@@ -41,7 +41,11 @@ def super_resolve(network: nn.Module, lr: torch.Tensor, size: int = MICRO_BATCH)
 
 @torch.no_grad()
 def degrade(
-    network: DegraderNetwork, hr: torch.Tensor, noise: torch.Tensor, style: torch.Tensor | None = None
+    network: DegraderNetwork,
+    hr: torch.Tensor,
+    noise: torch.Tensor,
+    style: torch.Tensor | None = None,
+    size: int = MICRO_BATCH,
 ) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> (B, 3, H/scale, W/scale) uint8 on the CPU; noise and style as for DegraderNetwork.degrade,
     but the style's faces are uint8, too."""
@@ -51,7 +55,7 @@ def degrade(
         given = to_float(styles[0].to(device)) if styles else None
         return to_uint8(network.degrade(to_float(faces.to(device)), z.to(device), given))
 
-    return in_fixed_batches(low, hr, noise, *([] if style is None else [style]))
+    return in_fixed_batches(low, hr, noise, *([] if style is None else [style]), size=size)
 
 
 def _device(network: nn.Module) -> torch.device:
