@@ -2,9 +2,10 @@
 
     python -m benchmarks.scale [--faces 20000] [--output outputs/scale]
 
-Networks are those of preset debug, untrained. Every second, what each job's processes hold is written to memory.csv:
-proportional set sizes, so that what is shared counts once, of the driver, of Ray's workers, of Ray itself, and of the
-object store, which is all that they share in memory. memory.png shows them. Linux alone.
+The styleVAE is that of preset paper, the SR network that of preset debug, both untrained. Every second, what the
+processes of a job hold is written to memory.csv: proportional set sizes, so that what is shared counts once, of the
+driver, of Ray's workers, of Ray itself, and of the object store, which is all that they share in memory. memory.png
+shows them. Linux alone.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import matplotlib.pyplot as plt
 
 SIDE, SCALE, ROWS = 64, 4, 500
 PARTS = ("driver", "workers", "ray", "object store")
-DEBUG = {k.split(".")[1]: v for k, v in StyleVAE.presets["debug"].items() if k.startswith("stylevae.")}
+PAPER = {key.split(".")[1]: value for key, value in StyleVAE.presets["paper"].items()}
 
 
 def descendants(root: int) -> list[int]:
@@ -83,8 +84,8 @@ def plot(samples: list[dict], jobs: list[str], place: Path) -> None:
         some = [sample for sample in samples if sample["job"] == job]
         for part in PARTS:
             axis.plot([s["seconds"] for s in some], [s.get(part, 0) for s in some], label=part)
-        axis.set(title=job, xlabel="s", ylim=(0, None))
-    axes[0][0].set_ylabel("MB, proportional set size")
+        axis.set(title=job, xlabel="s")
+    axes[0][0].set(ylabel="MB, proportional set size", ylim=(0, None))
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(place, dpi=110)
@@ -98,7 +99,7 @@ def main() -> None:
     out, samples = given.output, []
     images, lr = write_drawn(out / "images", given.faces, SIDE), write_drawn(out / "lr", 1000, SIDE, SCALE)
     hr, pairs, degrader = (str(out / name) for name in ("hr", "pairs", "degrader"))
-    store.save_model(degrader, "degrader", "stylevae", build_degrader("stylevae", SCALE, **DEBUG), SCALE, SIDE)
+    store.save_model(degrader, "degrader", "stylevae", build_degrader("stylevae", SCALE, **PAPER), SCALE, SIDE)
 
     rows = ("--rows-per-shard", str(ROWS))
     inputs = ("--hr", hr, "--lr", lr, "--degrader", degrader, *rows)

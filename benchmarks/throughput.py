@@ -39,7 +39,7 @@ from benchmarks.drawn import write_drawn
 from models import build_degrader
 from models.stylevae import StyleVAE, reparameterise
 
-SIDE, SCALE, BATCH, UNIT = 64, 4, 16, 256
+SIDE, SCALE, BATCH, UNIT = 64, 4, 16, 128
 SHORT, LONG = 1024, 4096
 REPEATS = 3
 PAPER = {key.split(".")[1]: value for key, value in StyleVAE.presets["paper"].items()}

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
@@ -15,15 +16,17 @@ from pydantic import Field
 
 from facelab import storage
 from facelab.cluster import ray_session, require_room
+from facelab.config import build
 from facelab.data.items import Item, cut
+from facelab.data.shard_set import claimed
 from facelab.data.shards import PAIR_SCHEMA, read_receipt, receipt_uri
 from facelab.data.source import Unit, find, kind_of, scan_images
 from facelab.data.tables import chunks
-from facelab.data.work import HELPER_CPUS, commit_rows, each
+from facelab.data.work import HELPER_CPUS, commit_rows, each, fill_with_model
 from facelab.errors import UsageError
 from facelab.job import Job
-from facelab.synthesis.job import PairsConfig, Steps, load_degrader
-from facelab.synthesis.pairs import read_faces
+from facelab.synthesis.job import PairsConfig, Steps, SynthesizeConfig, load_degrader
+from facelab.synthesis.pairs import Faces, read_faces
 
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from facelab.tracking.runs import JobRun
@@ -69,7 +72,8 @@ class Work:
     seconds: Mapping[str, float]
     """Stage -> of a processor, for one face."""
     startup: float
-    """Seconds until the first face can be worked on."""
+    """Seconds until the first faces are through: style bank, Ray where it is the job's own, actors and other
+    processes."""
 
 
 @dataclass(frozen=True)
@@ -148,24 +152,23 @@ def plan(config: PlanConfig, run: "JobRun | None" = None) -> dict[str, Any]:
         UsageError: unusable inputs, no usable face in the sample, GPUs of which none is here, or a node on which no
             actor fits.
     """
-    began = time.time()
-    degrader = load_degrader(config, run)
-    banked = time.time() - began  # the style bank, first of all: the driver of `synthesize` does the same
+    began = time.perf_counter()
+    degrader = load_degrader(config, run)  # with the style bank, which the driver of `synthesize` encodes, too
     shape = Cluster(
         config.nodes * config.cpus_per_node, config.nodes * config.gpus_per_node,
         config.cpus_per_actor, config.gpus_per_actor,
     )  # fmt: skip
     shape.actors(1)  # told before anything is measured
     sample, there = _sample(config)
-    scratch = storage.join(config.output, "sample")
-    measure = partial(
-        _measure, steps=Steps.of(config, degrader), scratch=scratch, count=-(-config.sample // len(sample)),
-        gpu=shape.gpus > 0,
-    )  # fmt: skip
-    began = time.time()
+    steps, scratch = Steps.of(config, degrader), storage.join(config.output, "sample")
     with ray_session():
         if shape.gpus:
             require_room("--gpus-per-node needs here, to be measured,", {"GPU": 1}, "it to 0")
+        _first_faces(config, steps, sample, scratch)
+        startup = time.perf_counter() - began
+        measure = partial(
+            _measure, steps=steps, scratch=scratch, count=-(-config.sample // len(sample)), gpu=shape.gpus > 0
+        )
         found = [one for one in each(sample, measure, gpus=float(shape.gpus > 0)) if one["faces"]]
     storage.delete(scratch)
     if not found:
@@ -173,7 +176,7 @@ def plan(config: PlanConfig, run: "JobRun | None" = None) -> dict[str, Any]:
     faces = config.faces or there.faces
     units = math.ceil(there.units * faces / there.faces)
     seconds = {stage: sum(one[stage] for one in found) / len(found) for stage in STAGES}
-    work = Work(faces, units, seconds, banked + min(one["began"] for one in found) - began)
+    work = Work(faces, units, seconds, startup)
     prediction = predict(work, shape)
     hours = prediction.seconds / 3600
     mean = {name: sum(one[name] for one in found) / len(found) for name in ("face_bytes", "unit_bytes", "between")}
@@ -238,15 +241,29 @@ def _named(units: list[Unit]) -> list[Unit]:
     return [Unit(unit.source, unit.kind, unit.items, f"{i:020x}") for i, unit in enumerate(units)]
 
 
+def _first_faces(config: PlanConfig, steps: Steps, sample: list[Unit], scratch: str) -> None:
+    """A face of some units, all the way that the job's take: with as many actors as fit here, and as they start."""
+    here = Cluster(os.cpu_count() or 1, int(config.gpus_per_node > 0), config.cpus_per_actor, config.gpus_per_actor)
+    pool = build(
+        SynthesizeConfig, hr=config.hr, degrader=config.degrader, output=scratch, actors=here.actors(len(sample)),
+        cpus_per_actor=config.cpus_per_actor, gpus_per_actor=config.gpus_per_actor * here.gpus,
+    )  # fmt: skip
+
+    def read(unit: Unit) -> Faces:
+        return steps.decode(islice(read_faces(unit), 1))
+
+    with claimed(scratch, "pairs", {}, {}) as target:
+        fill_with_model(target, sample[: pool.actors], read, steps.degrade, steps.encode, pool)
+
+
 def _measure(unit: Unit, steps: Steps, scratch: str, count: int, gpu: bool) -> dict[str, Any]:
     """CPU seconds of each stage for one face of a unit, of which `count` are worked on; on a GPU, seconds by the clock
     are the network's."""
     torch.set_num_threads(1)
     degrade = steps.degrade.to(torch.device("cuda" if gpu else "cpu"))
     rows = list(read_faces(unit))[:count]
-    one, many = Unit(unit.source, unit.kind, name=f"1{unit.name[1:]}"), unit
+    one, many = (Unit(unit.source, unit.kind, name=f"{k}{unit.name[1:]}") for k in (1, 2))
     commit_rows(scratch, PAIR_SCHEMA, one, steps.encode(degrade(steps.decode(rows[:1]))))  # what is loaded once
-    began = time.time()
     read, cpu, wall = _timed(lambda: list(read_faces(unit)))
     times = {"read": cpu / len(read)}
     faces, cpu, _ = _timed(lambda: steps.decode(rows))
@@ -261,7 +278,6 @@ def _measure(unit: Unit, steps: Steps, scratch: str, count: int, gpu: bool) -> d
     per_face = (last - first) / (len(rows) - 1) if len(rows) > 1 else last
     return times | {
         "faces": len(faces.rows),
-        "began": began,
         "mb_per_s": sum(len(row["image"]) for row in read if not row["rejected"]) / 1e6 / wall,
         "face_bytes": per_face,
         "unit_bytes": first - per_face,
