@@ -131,6 +131,42 @@ def test_a_set_has_one_writer(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "owner.json").read_text())["token"] == "other"
 
 
+def test_what_killed_writers_left_is_swept(tmp_path):
+    ours = [".part-0123456789abcdef0123.parquet.0a1b2c3d", "receipts/.0123456789abcdef0123.json.00000000"]
+    ours += ["units/.0123456789abcdef0123.parquet.0a1b2c3d", ".manifest.json.ffffffff", ".units.12345678/a.parquet"]
+    others = [
+        ".notes.json.0a1b2c3d",
+        "part-of-mine.parquet",
+        ".part-0123456789abcdef0123.parquet",
+        ".owner.json.0a1b2c3d",
+    ]
+    for name in [*ours, *others]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"half")
+    with claimed(str(tmp_path), "faces", {}, {}):
+        pass
+    assert not [name for name in ours if (tmp_path / name).exists()]
+    assert not (tmp_path / ".units.12345678").exists()
+    assert [name for name in others if not (tmp_path / name).exists()] == []
+
+
+def test_the_end_of_a_job_is_told_though_its_store_is_gone(tmp_path, monkeypatch):
+    def gone(*_):
+        raise StoreError("the store is gone")
+
+    def work(place: str, trouble: Exception | None) -> None:
+        with Owner(str(tmp_path / place)):
+            monkeypatch.setattr(storage, "read_bytes", gone)
+            if trouble:
+                raise trouble
+
+    with pytest.raises(ValueError, match="the trouble"):
+        work("a", ValueError("the trouble"))
+    monkeypatch.undo()
+    with pytest.raises(StoreError, match="the store is gone"):
+        work("b", None)
+
+
 def test_a_set_is_validated(ray_local, tmp_path, capsys):
     """As written: equal hashes. A byte changed, at the same size: told by name, and listed."""
     write_faces(tmp_path / "in", 6)

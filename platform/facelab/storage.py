@@ -420,6 +420,22 @@ def _aside(target: Path) -> Iterator[Path]:
         aside.unlink(missing_ok=True)
 
 
+def sweep(uri: str, names: str) -> None:
+    """Delete what writers that were killed left aside in a folder. On S3, objects appear whole or not at all.
+
+    Args:
+        names: a regular expression of what they were writing.
+    """
+    uri = _place(uri)
+    if uri.startswith("s3://") or not os.path.isdir(uri):
+        return
+    left = re.compile(rf"\.(?:{names})\.[0-9a-f]{{8}}")
+    with explained(uri):
+        for entry in os.scandir(uri):
+            if left.fullmatch(entry.name):
+                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
+
+
 def write_bytes(uri: str, data: bytes) -> None:
     """Write one object whole or not at all: aside and renamed in a folder, a single put on S3."""
     uri = _place(uri)

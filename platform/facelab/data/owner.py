@@ -50,11 +50,16 @@ class Owner:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._wake.set()
         self._thread.join()
-        if not self._lost and (found := self._read()) and found["token"] == self.record["token"]:
-            storage.delete(self.place)
+        try:
+            if not self._lost and (found := self._read()) and found["token"] == self.record["token"]:
+                storage.delete(self.place)
+        except StoreError:
+            if error is None:
+                raise
+            # What ended the job is told instead; the next one finds this record without a heartbeat.
 
     def check(self) -> None:
         """

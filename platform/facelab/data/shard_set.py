@@ -88,6 +88,8 @@ class ShardSet:
         return manifest
 
 
+_WRITTEN = r"(part-)?[0-9a-f]{20}\.(parquet|json)|rejected\.parquet|(settings|units|manifest)\.json|receipts|units"
+"""What a killed writer may leave half-written; not owner.json, which this job's heartbeat may be writing now."""
 SET_FILES = ("manifest.json", "settings.json", "units.json", "owner.json", "rejected.parquet")
 """What a job that writes a set writes beside the shards."""
 
@@ -110,6 +112,8 @@ def claimed(
         if overwrite:
             _clear(uri)
         refuse_other(uri, settings | places)
+        for folder in (uri, storage.join(uri, "receipts"), storage.join(uri, "units")):
+            storage.sweep(folder, _WRITTEN)
         if not storage.exists(manifest_uri(uri)):
             storage.write_text(_settings_uri(uri), json.dumps(settings | places, indent=1))
         yield ShardSet(uri, kind, settings, places, owner)
