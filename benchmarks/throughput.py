@@ -8,7 +8,7 @@ Faces a second on two cores, in one run, by turns, medians. What is compared, on
              one thread as the job has actors
     script   what one would write without facelab: a DataLoader of two workers that reads and decodes the same shards,
              the network in the main process on both cores, PNG and Parquet written there; from its first batch on
-    job      facelab's synthesize: difference of two sizes over the difference of their times
+    job      facelab's synthesize: from when every actor has had its first unit committed to the last unit
 
 Start-up is what is left of the job's time: style bank, actors, the first faces in, the last ones out; Ray's own start
 is told apart. So are the CPU seconds of each step for one face, by jobs.plan, which say what can be reached at all.
@@ -40,7 +40,7 @@ from models import build_degrader
 from models.stylevae import StyleVAE, reparameterise
 
 SIDE, SCALE, BATCH, UNIT = 64, 4, 16, 128
-SHORT, LONG = 1024, 4096
+FACES = 2048
 REPEATS = 3
 PAPER = {key.split(".")[1]: value for key, value in StyleVAE.presets["paper"].items()}
 GOALS = {"bare": 0.9, "script": 1.1}
@@ -116,37 +116,34 @@ def png(image: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def job_seconds(output: Path, actors: int, **inputs: str) -> float:
+def job(output: Path, actors: int, **inputs: str) -> tuple[float, float]:
+    """Faces a second; seconds of start-up."""
     began = time.perf_counter()
     synthesize(build(SynthesizeConfig, output=str(output), actors=actors, rows_per_shard=UNIT, **inputs))
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    committed = sorted(receipt.stat().st_mtime for receipt in output.glob("receipts/*"))
+    rate = (FACES - actors * UNIT) / (committed[-1] - committed[actors - 1])
+    return rate, seconds - FACES / rate
 
 
 def measure(place: Path) -> dict[str, list[float]]:
     """Name -> a number of each repeat; within one Ray."""
-    model, lr = str(place / "model"), write_drawn(place / "lr", 256, SIDE, SCALE)
+    model, hr, lr = str(place / "model"), str(place / "hr"), write_drawn(place / "lr", 256, SIDE, SCALE)
     store.save_model(model, "degrader", "stylevae", build_degrader("stylevae", SCALE, **PAPER), SCALE, SIDE)
-    sets = {}
-    for count in (SHORT, LONG):
-        sets[count] = str(place / f"hr{count}")
-        images = write_drawn(place / f"images{count}", count, SIDE)
-        prepare(build(PrepareConfig, input=images, output=sets[count], rows_per_shard=UNIT))
+    images = write_drawn(place / "images", FACES, SIDE)
+    prepare(build(PrepareConfig, input=images, output=hr, rows_per_shard=UNIT))
     bare = {actors: Bare(actors) for actors in (1, 2)}
     found: dict[str, list[float]] = {}
     for repeat in range(REPEATS):
-        now = {"script": script(sets[SHORT], lr, model, place / f"script{repeat}")}
+        now = {"script": script(hr, lr, model, place / f"script{repeat}")}
         for actors in (2, 1):
-            now[f"bare {actors}"] = bare[actors].rate(SHORT)
-            short, long = (
-                job_seconds(place / f"pairs{repeat}-{actors}-{count}", actors, hr=hr, lr=lr, degrader=model)
-                for count, hr in sets.items()
-            )
-            now[f"job {actors}"] = rate = (LONG - SHORT) / (long - short)
-            now[f"start-up {actors}"] = short - SHORT / rate
+            now[f"bare {actors}"] = bare[actors].rate(FACES // 2)
+            pairs = place / f"pairs{repeat}-{actors}"
+            now[f"job {actors}"], now[f"start-up {actors}"] = job(pairs, actors, hr=hr, lr=lr, degrader=model)
         for name, value in now.items():
             found.setdefault(name, []).append(value)
         print({name: round(value, 1) for name, value in now.items()}, flush=True)
-    planned = plan(build(PlanConfig, hr=sets[LONG], lr=lr, degrader=model, output=str(place / "plan"), cpus_per_node=2))
+    planned = plan(build(PlanConfig, hr=hr, lr=lr, degrader=model, output=str(place / "plan"), cpus_per_node=2))
     return found | {f"{stage}_ms": [planned[f"{stage}_ms"]] for stage in STAGES}
 
 
