@@ -23,6 +23,7 @@ from facelab.data.tables import write_table
 from facelab.data.tensors import load_faces
 from facelab.errors import UsageError
 from facelab.evaluation import config as evaluation_config
+from facelab.evaluation import run
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Measure
 from facelab.evaluation.rows import image_sets, read_rows
@@ -125,7 +126,7 @@ def test_a_model_on_faces_with_and_without_truth(tmp_path, hr_folder, lr_folder,
 
 
 @pytest.mark.slow
-def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_folder, lr_folder, edsr):
+def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, monkeypatch, hr_folder, lr_folder, edsr):
     """One actor and two, batches of 64 and of 7: every number of every image to the last bit, those of sets but for
     the order of float64 sums. In the process itself more threads work, which may round a pixel otherwise."""
     torch.manual_seed(0)
@@ -144,14 +145,101 @@ def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, hr_fold
         "metrics": ("psnr", "ssim", "lpips", "identity", "brisque"), "lpips": {"weights": str(tmp_path / "alex.pth")},
         "identity": {"embedding": str(tmp_path / "embedding.pt")}, "brisque": {"weights": str(tmp_path / "svm.pt")},
     }  # fmt: skip
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-of-one"))
     one = evaluate(config(tmp_path, "one", **base, actors=1))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-of-two"))  # which measure the reference themselves
     two = evaluate(config(tmp_path, "two", **base, actors=2, batch_size=7))
+    assert evaluate(config(tmp_path, "again", **base, actors=2, batch_size=7)) == two
     here = evaluate(config(tmp_path, "here", **base, batch_size=33))
     assert table_of(tmp_path / "one") == table_of(tmp_path / "two")
     assert {"lpips_alex", "identity", "brisque", "brisque_real", "fd_mobilenet_v2_floor"} <= one.keys()
     assert numbers(two) == pytest.approx(numbers(one), rel=1e-9, abs=1e-9)
     assert [two[key] for key in two if key.startswith("protocol")] == [one[k] for k in one if k.startswith("protocol")]
     assert numbers(here) == pytest.approx(numbers(one), rel=1e-3, abs=1e-4)
+
+
+@pytest.fixture
+def passes(tmp_path, monkeypatch) -> list[str]:
+    """Roles of the units that an evaluation reads in the process itself; with a cache of the test's own."""
+    roles: list[str] = []
+
+    def counted(unit):
+        roles.append(unit.role)
+        return read_rows(unit)
+
+    monkeypatch.setattr(run, "read_rows", counted)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return roles
+
+
+def test_the_next_model_does_not_pass_the_reference_again(
+    tmp_path, monkeypatch, capsys, passes, lr_folder, hr_folder, edsr
+):
+    """Nothing of it is read; all that is written is the same, byte for byte."""
+    reference = Path(part_of(hr_folder, 20, tmp_path))
+    (reference / "broken.png").write_bytes(b"no image")
+    (reference / "broken-too.png").write_bytes(b"")
+    with Image.open(reference / "0000.png") as image:
+        image.resize((40, 40)).save(reference / "small.png")
+    sets = {"real": part_of(lr_folder, 12, tmp_path), "reference": str(reference), "max_rejected": 0.5}
+    chosen = sets | {"allow_enlarged": True, "features": FEATURES | {"layer": "block14"}}
+
+    def written(name: str) -> dict[str, bytes]:
+        names = ("per_image.parquet", "protocol.json", "jackknife.json", "rejected.parquet")
+        return {each: (tmp_path / name / each).read_bytes() for each in names}
+
+    cold = evaluate(config(tmp_path, "cold", **chosen))
+    assert passes.count("reference") == 23
+    assert (cold["n_reference"], cold["n_rejected_reference"], cold["n_enlarged_reference"]) == (21, 2, 1)
+    assert {"fd_mobilenet_v2", "fd_mobilenet_v2_block10", "kid_mobilenet_v2"} <= cold.keys()
+    capsys.readouterr()
+    warm = evaluate(config(tmp_path, "warm", **chosen))
+    other = evaluate(config(tmp_path, "other", **chosen, model=edsr))
+    assert passes.count("reference") == 23
+    assert capsys.readouterr().out.count(f"{reference}: measured before by this network, found in {tmp_path}") == 2
+    assert warm == cold
+    assert written("warm") == written("cold")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    assert evaluate(config(tmp_path, "alone", **chosen, model=edsr)) == other
+    assert written("alone") == written("other")
+    assert passes.count("reference") == 46
+    with pytest.raises(
+        UsageError, match="2 of 23 files rejected, more than --max-rejected 0.05; the first: broken-too"
+    ):
+        evaluate(config(tmp_path, **chosen | {"max_rejected": 0.05}))
+    assert passes.count("reference") == 46
+
+
+def test_another_reference_is_not_taken_for_a_known_one(tmp_path, monkeypatch, capsys, passes, hr_folder, lr_folder):
+    """Another layer, size, seed or file; nor one whose file is damaged, or that could not be kept."""
+    reference = Path(part_of(hr_folder, 5, tmp_path))
+    sets = {"real": part_of(lr_folder, 3, tmp_path), "reference": str(reference)}
+
+    def measured(**values) -> int:
+        passes.clear()
+        evaluate(config(tmp_path, **sets | values))
+        return passes.count("reference")
+
+    assert (measured(), measured()) == (5, 0)
+    for values in ({"features": FEATURES | {"layer": "block2"}}, {"hr_size": 32}, {"seed": 1}, {"native": True},
+                   {"allow_enlarged": True}):  # fmt: skip
+        assert (measured(**values), measured(**values)) == (5, 0), values
+    image = (reference / "0001.png").read_bytes()
+    (reference / "0000.png").write_bytes(image)
+    assert (measured(), measured()) == (5, 0)
+    (reference / "more.png").write_bytes(image)
+    known = set((tmp_path / "cache").rglob("*"))
+    assert measured() == 6
+    (place,) = set((tmp_path / "cache").rglob("*")) - known
+    whole = place.read_bytes()
+    for damaged in (b"", whole[:-1], whole[:500] + bytes([whole[500] ^ 1]) + whole[501:], b"of another program" * 99):
+        place.write_bytes(damaged)
+        assert (measured(), measured()) == (6, 0)
+        assert place.read_bytes() == whole
+    capsys.readouterr()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place))  # no folder
+    assert (measured(), measured()) == (6, 6)
+    assert f"the next evaluation will measure {reference} again: {place}/facelab" in capsys.readouterr().err
 
 
 def test_a_model_taken_away_makes_what_was_measured(tmp_path, hr_folder, edsr):

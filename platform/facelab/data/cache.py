@@ -34,6 +34,11 @@ _LOCK = re.compile(r"[0-9a-f]{64}\.lock")
 _ATTEMPTS = 3
 
 
+def default_folder() -> Path:
+    """Of this node, for what can be made anew: facelab in $XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "facelab"
+
+
 class Hold:
     """Keeps an entry from being deleted until it is released, or the process ends."""
 

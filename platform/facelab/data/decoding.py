@@ -110,10 +110,9 @@ class Decoding:
 
     @property
     def key(self) -> str:
-        """SHA-256 of all that decides the pixels. Shards have the same wherever they lie; a folder has no manifest, and
-        its files are known by name, size and stamp."""
-        items = [[item.name, item.size, item.sha256 or item.stamp] for item in self.source.items]
-        what = [_FORMAT, self.source.kind, self.source.hash, self.shapes, self.least_side, items]
+        """SHA-256 of all that decides the pixels."""
+        source = self.source
+        what = [_FORMAT, source.kind, source.hash, self.shapes, self.least_side, source.contents]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
     def decode(self, number: int, into: dict[str, np.ndarray]) -> pa.Table:

@@ -54,6 +54,12 @@ class Source:
     hash: str = ""
     """Of the rows alone, by the manifest."""
 
+    @property
+    def contents(self) -> list[list[Any]]:
+        """Name, bytes and SHA-256 of each shard; a folder has no manifest, and its files are known by name, size and
+        stamp. Another list after every change; of shards, the same wherever they lie."""
+        return [[item.name, item.size, item.sha256 or item.stamp] for item in self.items]
+
     def units(self, images: int) -> list[Unit]:
         """Each shard, or so many images: a function of the input alone."""
         size = images if self.kind == "folder" else 1

@@ -16,6 +16,7 @@ from facelab.data.tables import chunks, write_table
 from facelab.data.work import stream
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.measure import Face, Measure
+from facelab.evaluation.reference import KnownReference
 from facelab.evaluation.rows import ImageSet, draw_key, image_sets, read_rows
 from facelab.evaluation.subject import load_subject
 from facelab.evaluation.tally import Tally
@@ -57,19 +58,26 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     measure = Measure(config, subject, sets)
     for name in config.ARTIFACTS:  # of an earlier evaluation
         storage.delete(storage.join(config.output, name))
+    known = KnownReference.of(config, measure, sets["reference"]) if "reference" in sets else None
+    found = known.load() if known else None
+    passed = {role: images for role, images in sets.items() if role != "reference" or found is None}
     with tempfile.TemporaryDirectory(prefix="facelab-") as folder:
         local = Path(folder)
-        total = sum(images.rows for images in sets.values())
+        total = sum(images.rows for images in passed.values())
         with (
             Tally(config, measure, sets, local) as tally,
             tqdm(total=total, desc=f"measuring {subject.name}", unit="image", leave=False) as progress,
         ):
-            for batch in _measured(config, measure, sets):
+            for batch in _measured(config, measure, passed):
                 tally.add(batch)
                 progress.update(len(batch["id"]))
+            if found:
+                tally.take_reference(found)
         if tally.rejected.rows:
             storage.upload(local / "rejected.parquet", storage.join(config.output, "rejected.parquet"))
         summary, protocols = tally.finish()
+        if known and not found:
+            known.keep(tally.reference())
         storage.upload(local / "per_image.parquet", storage.join(config.output, "per_image.parquet"))
     storage.write_text(storage.join(config.output, "protocol.json"), json.dumps(protocols, indent=2))
     if tally.without:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,7 +28,7 @@ Found = tuple[str, Number, Protocol]
 """A number by its name, and how it was computed."""
 
 
-class _Side:
+class Side:
     """Features of one set: moments, in parts where an interval is wanted, and a sample for KID."""
 
     def __init__(self, parts: int = 1):
@@ -44,6 +44,22 @@ class _Side:
         for index in part.unique().tolist():
             self.parts[index].add(features[part == index])
         self.sample.add(keys, features)
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a whole pass over the reference comes to."""
+
+    count: int
+    """Usable faces."""
+    enlarged: int
+    """Of these, those that were smaller."""
+    hash: int
+    """RowHash.total of their pixels."""
+    rejected: list[tuple[str, str]]
+    """Ids of the others, and why."""
+    sides: dict[str, Side]
+    """Layer -> features."""
 
 
 class Tally:
@@ -64,12 +80,14 @@ class Tally:
         self.n_rejected, self.n_enlarged = dict.fromkeys(roles, 0), dict.fromkeys(roles, 0)
         self.first_rejected: dict[str, str] = {}
         """Role -> one rejected image and why."""
+        self.rejected_reference: list[tuple[str, str]] = []
+        """All of them and why."""
         self.bootstraps = {role: Bootstrap(len(self.names), config.seed) for role in ("test", "real")}
         self.infinite = {role: np.zeros(len(self.names), np.int64) for role in ("test", "real")}
         """Images for which a metric is infinite: PSNR of equal ones."""
         layers = measure.features.layers if measure.features else ()
         # Of the real side, what an interval needs.
-        self.sides = {layer: {"real": _Side(frechet.GROUPS), "test": _Side(), "reference": _Side()} for layer in layers}
+        self.sides = {layer: {"real": Side(frechet.GROUPS), "test": Side(), "reference": Side()} for layer in layers}
         self.drawn = {layer: frechet.Moments() for layer in layers}
         """As many real outputs as there are test faces, where those are fewer."""
         schema = pa.schema([("role", pa.string()), ("id", pa.string()), *((name, pa.float64()) for name in self.names)])
@@ -91,12 +109,33 @@ class Tally:
         for role in self.counts:
             rows, bad = (np.flatnonzero((roles == role) & found) for found in (reasons == "", reasons != ""))
             if len(bad):
-                self.n_rejected[role] += len(bad)
-                self.first_rejected.setdefault(role, f"{ids[bad[0]]}: {reasons[bad[0]]}")
-                source = [self.sets[role].uri] * len(bad)
-                self.rejected.add({"id": ids[bad], "source": source, "reason": reasons[bad]})
+                self._reject(role, list(zip(ids[bad].tolist(), reasons[bad].tolist(), strict=True)))
             if len(rows):
                 self._add_images(role, rows, ids, batch)
+
+    def _reject(self, role: str, rejected: list[tuple[str, str]]) -> None:
+        """Of some images, id and reason."""
+        self.n_rejected[role] += len(rejected)
+        self.first_rejected.setdefault(role, ": ".join(rejected[0]))
+        ids, reasons = zip(*rejected, strict=True)
+        self.rejected.add({"id": ids, "source": [self.sets[role].uri] * len(ids), "reason": reasons})
+        if role == "reference":
+            self.rejected_reference += rejected
+
+    def reference(self) -> Passed:
+        """What its batches came to."""
+        sides = {layer: sides["reference"] for layer, sides in self.sides.items()}
+        counts = self.counts["reference"], self.n_enlarged["reference"]
+        return Passed(*counts, self.hashes["reference"].total, self.rejected_reference, sides)
+
+    def take_reference(self, passed: Passed) -> None:
+        """Instead of its batches, and after those of the other roles: what an earlier pass came to."""
+        self.counts["reference"], self.n_enlarged["reference"] = passed.count, passed.enlarged
+        self.hashes["reference"] = shards.RowHash(passed.hash)
+        if passed.rejected:
+            self._reject("reference", passed.rejected)
+        for layer, side in passed.sides.items():
+            self.sides[layer]["reference"] = side
 
     def _add_images(self, role: str, rows: np.ndarray, ids: np.ndarray, batch: dict[str, Any]) -> None:
         self.counts[role] += len(rows)

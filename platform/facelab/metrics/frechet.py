@@ -38,6 +38,13 @@ class Moments:
         self._mean = np.zeros(0)  # (d,)
         self._scatter = np.zeros((0, 0), order="F")
 
+    @classmethod
+    def of(cls, count: int, mean: np.ndarray, scatter: np.ndarray) -> Self:
+        """Those of rows that another instance has seen, by what it tells of them."""
+        moments = cls()
+        moments._count, moments._mean, moments._scatter = count, mean, scatter
+        return moments
+
     @property
     def count(self) -> int:
         """Rows added."""

@@ -91,6 +91,11 @@ class Sample:
         self._shrink()
         return self._rows[0] if self._rows else torch.zeros(0, 0)
 
+    def keys(self) -> np.ndarray:
+        """(min(n, capacity),) uint64, ascending."""
+        self._shrink()
+        return self._keys[0] if self._keys else np.zeros(0, np.uint64)
+
     def _shrink(self) -> None:
         self._waiting = 0
         if not self._keys:

@@ -14,7 +14,7 @@ from torch import nn
 
 from facelab import storage
 from facelab.config import Config, flatten
-from facelab.data.cache import Cache
+from facelab.data.cache import Cache, default_folder
 from facelab.data.faces import FacesConfig
 from facelab.errors import UsageError
 from facelab.trained import checkpoint
@@ -147,8 +147,7 @@ class TrainConfig(FacesConfig):
     @property
     def image_cache(self) -> Cache:
         """Of the node that asks."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        return Cache(Path(self.cache_folder or home / "facelab"), int(self.cache * 2**30))
+        return Cache(Path(self.cache_folder or default_folder()), int(self.cache * 2**30))
 
     def inputs(self) -> list[tuple[str, str]]:
         """(URI, kind of shards) of what is trained on."""
