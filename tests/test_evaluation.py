@@ -203,9 +203,7 @@ def test_the_next_model_does_not_pass_the_reference_again(
     assert evaluate(config(tmp_path, "alone", **chosen, model=edsr)) == other
     assert written("alone") == written("other")
     assert passes.count("reference") == 46
-    with pytest.raises(
-        UsageError, match="2 of 23 files rejected, more than --max-rejected 0.05; the first: broken-too"
-    ):
+    with pytest.raises(UsageError, match=r"2 of 23 files rejected, .*; the first: broken-too\.png: unreadable"):
         evaluate(config(tmp_path, **chosen | {"max_rejected": 0.05}))
     assert passes.count("reference") == 46
 
@@ -222,7 +220,7 @@ def test_another_reference_is_not_taken_for_a_known_one(tmp_path, monkeypatch, c
 
     assert (measured(), measured()) == (5, 0)
     for values in ({"features": FEATURES | {"layer": "block2"}}, {"hr_size": 32}, {"seed": 1}, {"native": True},
-                   {"allow_enlarged": True}):  # fmt: skip
+                   {"native": True, "scale": 2}, {"allow_enlarged": True}):  # fmt: skip
         assert (measured(**values), measured(**values)) == (5, 0), values
     image = (reference / "0001.png").read_bytes()
     (reference / "0000.png").write_bytes(image)
