@@ -8,10 +8,10 @@ Faces a second on two cores, in one run, by turns, medians. What is compared, on
              one thread as the job has actors
     script   what one would write without facelab: a DataLoader of two workers that reads and decodes the same shards,
              the network in the main process on both cores, PNG and Parquet written there; from its first batch on
-    job      facelab's synthesize: from when every actor has had its first unit committed to the last unit
+    job      facelab's synthesize: over its second half, when what starts late, such as who encodes, has caught up
 
-Start-up is what is left of the job's time: style bank, actors, the first faces in, the last ones out; Ray's own start
-is told apart. So are the CPU seconds of each step for one face, by jobs.plan, which say what can be reached at all.
+Start-up is what is left of the job's time: style bank, Ray, actors, the first faces in, the last ones out. The CPU
+seconds of each step for one face, by jobs.plan, say what can be reached at all.
 """
 
 import io
@@ -26,7 +26,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from facelab.cluster import ray_session
 from facelab.config import build
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.synthesis.job import SynthesizeConfig, synthesize
@@ -122,12 +121,12 @@ def job(output: Path, actors: int, **inputs: str) -> tuple[float, float]:
     synthesize(build(SynthesizeConfig, output=str(output), actors=actors, rows_per_shard=UNIT, **inputs))
     seconds = time.perf_counter() - began
     committed = sorted(receipt.stat().st_mtime for receipt in output.glob("receipts/*"))
-    rate = (FACES - actors * UNIT) / (committed[-1] - committed[actors - 1])
+    rate = FACES / 2 / (committed[-1] - committed[len(committed) // 2 - 1])
     return rate, seconds - FACES / rate
 
 
 def measure(place: Path) -> dict[str, list[float]]:
-    """Name -> a number of each repeat; within one Ray."""
+    """Name -> a number of each repeat. Every job has a Ray of its own, as a user's."""
     model, hr, lr = str(place / "model"), str(place / "hr"), write_drawn(place / "lr", 256, SIDE, SCALE)
     store.save_model(model, "degrader", "stylevae", build_degrader("stylevae", SCALE, **PAPER), SCALE, SIDE)
     images = write_drawn(place / "images", FACES, SIDE)
@@ -148,12 +147,10 @@ def measure(place: Path) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="facelab-") as place, ray_session():
-        ray = time.perf_counter() - began
+    with tempfile.TemporaryDirectory(prefix="facelab-") as place:
         found = {name: statistics.median(values) for name, values in measure(Path(place)).items()}
     steps = {stage: found[f"{stage}_ms"] for stage in STAGES}
-    print(f"Ray's start: {ray:.1f} s; CPU ms of a face: " + ", ".join(f"{k} {v:.2f}" for k, v in steps.items()))
+    print("CPU ms of a face: " + ", ".join(f"{k} {v:.2f}" for k, v in steps.items()))
     print(f"so two busy cores can reach {steps['degrade'] / sum(steps.values()):.2f} of the bare network")
     for actors in (1, 2):
         rate = found[f"job {actors}"]
