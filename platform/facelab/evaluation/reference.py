@@ -78,7 +78,7 @@ def _packed(passed: Passed) -> bytes:
         arrays |= {f"{layer}.mean": moments.mean, f"{layer}.scatter": moments.scatter}
         arrays |= {f"{layer}.keys": side.sample.keys(), f"{layer}.rows": side.sample.rows().numpy()}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 
