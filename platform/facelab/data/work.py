@@ -25,10 +25,9 @@ Reader = Callable[[U], Any]
 Encoder = Callable[[Any], Iterable[Row]]
 """What a task makes of what a model made; a row that cannot be used says why in `rejected`."""
 
-HELPER_CPUS = 0.5
-"""Of a task beside model actors: a whole CPU would never be free where they fill a small machine; of smaller parts,
-there would be more processes, each of which takes seconds and 400 MB to start. Actors that reserve as much read their
-units themselves: Ray puts such steps together."""
+HELPER_CPUS = 0.25
+"""Of a task beside model actors: a whole CPU would never be free where they fill a small machine. Not what an actor
+reserves by default: Ray would read in the actor, and an actor that dies would have run far ahead of what is written."""
 _WAVE = 4096
 """Units given to Ray at a time: it remembers something of each."""
 
