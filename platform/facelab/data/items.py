@@ -2,8 +2,8 @@
 
 import math
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -31,6 +31,8 @@ class Item:
     """Of a shard."""
     sha256: str = ""
     """Of a shard's bytes, by the manifest."""
+    splits: Mapping[str, int] = field(default_factory=dict)
+    """Of a shard, by the manifest: split -> rows."""
     stamp: str = ""
     """Of an image that was listed: another after every change."""
 

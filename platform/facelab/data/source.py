@@ -120,7 +120,8 @@ def find(uri: str, *kinds: str) -> Source:
 def shard_items(uri: str, manifest: Manifest) -> tuple[Item, ...]:
     """The shards of a set, as its manifest has them."""
     return tuple(
-        Item(s.name, storage.join(uri, s.name), s.bytes, rows=s.rows, sha256=s.sha256) for s in manifest.shards
+        Item(s.name, storage.join(uri, s.name), s.bytes, rows=s.rows, sha256=s.sha256, splits=s.splits)
+        for s in manifest.shards
     )
 
 

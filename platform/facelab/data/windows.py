@@ -21,7 +21,6 @@ import torch
 from facelab.data.cache import Cache
 from facelab.data.decoding import Decoding
 from facelab.data.items import Item, cut
-from facelab.data.manifest import read_manifest
 from facelab.data.tensors import ImageSet, require_few_rejected
 from facelab.errors import UsageError
 from facelab.seeding import generator_for, seed_for
@@ -50,7 +49,6 @@ class Windows:
         self,
         cache: Cache,
         decoding: Decoding,
-        train_rows: dict[str, int],
         order: tuple[int, str],
         max_rejected: float,
         some: ImageSet,
@@ -58,7 +56,6 @@ class Windows:
     ):
         """
         Args:
-            train_rows: of each shard, by name.
             order: the seed, and a name that separates independent orders.
             max_rejected: share of a window that may be unusable.
             some: training images to look at before the first step.
@@ -66,9 +63,10 @@ class Windows:
         Raises:
             UsageError: a shard that is too large for a window.
         """
-        self.cache, self.decoding, self.train_rows, self.order = cache, decoding, train_rows, order
+        self.cache, self.decoding, self.order = cache, decoding, order
         self.max_rejected, self.some, self.progress = max_rejected, some, progress
-        self._rows = sum(train_rows.values())
+        self.train_rows = {item.name: item.splits.get("train", 0) for item in decoding.source.items}
+        self._rows = sum(self.train_rows.values())
         self.most_rows = cache.limit // _WINDOWS // decoding.row_bytes
         """Of a window: what decides the order beside the seed."""
         if (most := max(item.rows for item in decoding.source.items)) > self.most_rows:
@@ -232,7 +230,7 @@ def streamed(
         UsageError: a folder of images, or a shard that is too large.
     """
     source = decoding.source
-    if (manifest := read_manifest(source.uri)) is None:
+    if source.kind == "folder":
         size = decoding.rows * decoding.row_bytes / 2**30
         raise UsageError(
             f"{source.uri}: a folder that needs {size:.3g} GiB when decoded, more than --cache: give more, or "
@@ -240,22 +238,20 @@ def streamed(
         )
     few = load_some(cache, decoding, {"val": some, "train": _FIRST}, progress=progress)
     require_few_rejected(source.uri, few.decoded, max_rejected)
-    train_rows = {shard.name: shard.splits.get("train", 0) for shard in manifest.shards}
-    windows = Windows(cache, decoding, train_rows, order, max_rejected, few.subset("train"), progress)
-    return Streamed(manifest.hash, manifest.rows, windows, few)
+    windows = Windows(cache, decoding, order, max_rejected, few.subset("train"), progress)
+    return Streamed(source.hash, source.rows, windows, few)
 
 
 def load_some(cache: Cache, decoding: Decoding, wanted: dict[str, int], *, progress: bool = False) -> ImageSet:
     """Shards that hold so many images of each of some splits ("": of any), the first by name; fewer of each where they
     would take more than a window."""
-    manifest = read_manifest(decoding.source.uri)
-    assert manifest is not None
+    found = decoding.source.items
     chosen: list[list[str]] = []
     for split, count in wanted.items():
-        rows = {shard.name: shard.splits.get(split, 0) if split else shard.rows for shard in manifest.shards}
+        rows = {item.name: item.splits.get(split, 0) if split else item.rows for item in found}
         before = np.cumsum([0, *rows.values()])[:-1]
         chosen.append([name for name, so_far in zip(rows, before, strict=True) if rows[name] and so_far < count])
-    items = {item.name: item for item in decoding.source.items}
+    items = {item.name: item for item in found}
     in_turn = dict.fromkeys(name for names in zip_longest(*chosen) for name in names if name) or items
     room = cache.limit // _WINDOWS // decoding.row_bytes
     some = next(cut((items[name] for name in in_turn), room))

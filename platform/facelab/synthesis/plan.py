@@ -225,7 +225,7 @@ def _sample(config: PlanConfig) -> tuple[list[Unit], _Input]:
 
 
 def _drawn(items: Iterable[Item], count: int, rng: random.Random) -> tuple[list[Item], int, int]:
-    """`count` of them, whichever have the smallest draws; and how many there are, of how many bytes."""
+    """`count` of them at random, in one pass; and how many there are, of how many bytes."""
     drawn: list[Item] = []
     seen = size = 0
     for item in items:
