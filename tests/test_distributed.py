@@ -85,12 +85,13 @@ def _checkpoints(rank: int, hr: str, output: str) -> None:
 def _history(rank: int, hr: str, output: str) -> None:
     notes = Notes()
     history = History(GlooContext(rank, output), notes, batch_size=4)
-    for step in (1, 2):
+    for step in range(1, 301):
         history.add(step, {"loss": torch.tensor(float(step + rank))})
-    history.add(3, {"loss": torch.tensor(0.0), "adversarial": torch.tensor(2.0 * rank)})  # another phase
-    history.tell(3, {"psnr_rgb": 20.0} if rank == 0 else {}, segment=1)
-    assert notes.values["train/loss"] == [(1, 1.5), (2, 2.5), (3, 0.0)]
-    assert notes.values["train/adversarial"] == [(3, 1.0)]
+    assert history.loss == 300 + rank and len(history.pending) == 2  # tensors: one a step broke up the heap
+    history.add(301, {"loss": torch.tensor(0.0), "adversarial": torch.tensor(2.0 * rank)})  # another phase
+    history.tell(301, {"psnr_rgb": 20.0} if rank == 0 else {}, segment=1)
+    assert notes.values["train/loss"] == [*((step, step + 0.5) for step in range(1, 301)), (301, 0.0)]
+    assert notes.values["train/adversarial"] == [(301, 1.0)]
     assert ("val/psnr_rgb" in notes.values) == (rank == 0)
 
 
