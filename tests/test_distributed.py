@@ -87,7 +87,8 @@ def _history(rank: int, hr: str, output: str) -> None:
     history = History(GlooContext(rank, output), notes, batch_size=4)
     for step in range(1, 301):
         history.add(step, {"loss": torch.tensor(float(step + rank))})
-    assert history.loss == 300 + rank and len(history.pending) == 2  # tensors: one a step broke up the heap
+    assert history.loss == 300 + rank
+    assert len(history.pending) == 2
     history.add(301, {"loss": torch.tensor(0.0), "adversarial": torch.tensor(2.0 * rank)})  # another phase
     history.tell(301, {"psnr_rgb": 20.0} if rank == 0 else {}, segment=1)
     assert notes.values["train/loss"] == [*((step, step + 0.5) for step in range(1, 301)), (301, 0.0)]

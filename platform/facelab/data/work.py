@@ -26,8 +26,8 @@ Encoder = Callable[[Any], Iterable[Row]]
 """What a task makes of what a model made; a row that cannot be used says why in `rejected`."""
 
 HELPER_CPUS = 0.25
-"""Of a task beside model actors: a whole CPU would never be free where they fill a small machine. Not what an actor
-reserves by default: Ray would read in the actor, and an actor that dies would have run far ahead of what is written."""
+"""Of what reads or writes beside model actors: a whole CPU would never be free where they fill a small machine."""
+_HELPER_THREADS = 4
 _WAVE = 4096
 """Units given to Ray at a time: it remembers something of each."""
 
@@ -56,21 +56,13 @@ def fill_with_model(
     target: ShardSet, units: Sequence[U], read: Reader[U], model: Model, encode: Encoder, pool: ActorConfig
 ) -> None:
     """The same where tasks read a unit, an actor applies the model to it, and tasks encode what that made."""
-    uri, schema = target.uri, target.schema
-
-    def reading(row: dict[str, Any]) -> dict[str, Any]:
-        unit = _unit(row)
-        return row | {"made": b"" if shards.is_committed(uri, unit.name) else pickle.dumps(read(unit))}
-
-    def committing(row: dict[str, Any]) -> dict[str, Any]:
-        unit = _unit(row)
-        return _receipt(uri, unit) or commit_rows(uri, schema, unit, encode(pickle.loads(row["made"])))
+    helpers = _helpers(pool)
 
     def pipeline(wave: ray.data.Dataset) -> ray.data.Dataset:
         return (
-            wave.map(reading, num_cpus=HELPER_CPUS)
-            .map(_Making, fn_constructor_args=(held, pool, uri), **_reserved(pool))  # pyrefly: ignore  (a class is fine)
-            .map(committing, num_cpus=HELPER_CPUS)
+            wave.map(_Reading, fn_constructor_args=(target.uri, read), **helpers)  # pyrefly: ignore  (a class is fine)
+            .map(_Making, fn_constructor_args=(held, pool, target.uri), **_reserved(pool))  # pyrefly: ignore
+            .map(_Committing, fn_constructor_args=(target.uri, target.schema, encode), **helpers)  # pyrefly: ignore
         )
 
     with ray_session():
@@ -146,8 +138,8 @@ def require_actors(pool: ActorConfig) -> None:
     Raises:
         UsageError: there is no room for them, and never will be.
     """
-    what = f"--actors {pool.actors} of --cpus-per-actor {pool.cpus_per_actor:g} and a reader need"
-    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + HELPER_CPUS}, "one of them")
+    what = f"--actors {pool.actors} of --cpus-per-actor {pool.cpus_per_actor:g}, a reader and a writer need"
+    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + 2 * HELPER_CPUS}, "one of them")
 
 
 def _dataset(units: Sequence[Unit]) -> ray.data.Dataset:
@@ -163,6 +155,42 @@ def _reserved(pool: ActorConfig) -> dict[str, Any]:
     most = max(pool.actors, pool.max_actors or 0)
     compute = ray.data.ActorPoolStrategy(min_size=pool.actors, max_size=most, initial_size=pool.actors)
     return {"compute": compute, "num_cpus": pool.cpus_per_actor, "num_gpus": pool.gpus_per_actor}
+
+
+def _helpers(pool: ActorConfig) -> dict[str, Any]:
+    """Of those who read, or write, for model actors. They are actors, too, as Ray ends a process that had no task for a
+    second, and the next one takes seconds to begin; with threads, as images and stores leave Python's lock alone. How
+    many there are follows their work: a network on a core keeps a part of one busy, on a GPU several."""
+    actors = max(pool.actors, pool.max_actors or 0)
+    most = 4 * actors if pool.gpus_per_actor else -(-actors // 2)
+    compute = ray.data.ActorPoolStrategy(
+        min_size=1, max_size=most, max_concurrent_calls_per_actor=_HELPER_THREADS, enable_true_multi_threading=True
+    )
+    return {"compute": compute, "num_cpus": HELPER_CPUS}
+
+
+class _Reading:
+    """Reads units; nothing of those that are committed."""
+
+    def __init__(self, output: str, read: Reader):
+        self.output, self.read = output, read
+
+    def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+        unit = _unit(given)
+        return given | {"made": b"" if shards.is_committed(self.output, unit.name) else pickle.dumps(self.read(unit))}
+
+
+class _Committing:
+    """Writes what was made of units."""
+
+    def __init__(self, output: str, schema: pa.Schema, encode: Encoder):
+        self.output, self.schema, self.encode = output, schema, encode
+
+    def __call__(self, given: dict[str, Any]) -> dict[str, Any]:
+        unit = _unit(given)
+        return _receipt(self.output, unit) or commit_rows(
+            self.output, self.schema, unit, self.encode(pickle.loads(given["made"]))
+        )
 
 
 class _Holding:

@@ -87,17 +87,17 @@ class Cluster:
 
     def actors(self, units: int) -> int:
         """As many as fit, but no more than have something to do: one for each core, as each has one thread, or for
-        each share of a GPU; beside them there is room for one reader.
+        each share of a GPU; beside them there is room for a reader and a writer.
 
         Raises:
             UsageError: not one fits.
         """
-        room = int((self.cpus - HELPER_CPUS) / self.cpus_per_actor)
+        room = int((self.cpus - 2 * HELPER_CPUS) / self.cpus_per_actor)
         most = int(self.gpus / self.gpus_per_actor) if self.gpus else self.cpus
         if min(room, most) < 1:
             raise UsageError(
                 f"no actor of {self.cpus_per_actor:g} CPUs and {self.gpus_per_actor if self.gpus else 0:g} GPUs fits "
-                f"beside a reader on {self.cpus} CPUs and {self.gpus} GPUs: lower --cpus-per-actor or "
+                f"beside a reader and a writer on {self.cpus} CPUs and {self.gpus} GPUs: lower --cpus-per-actor or "
                 "--gpus-per-actor"
             )
         return min(room, most, units)
