@@ -222,13 +222,13 @@ def assert_whole(out: Path, computed: dict[str, int], undisturbed: Path) -> None
     assert files_of(out) == files_of(undisturbed)
 
 
-def actors_below(root: int) -> list[int]:
-    """Process ids of the model actors that a job started."""
+def actors_below(root: int, name: str) -> list[int]:
+    """Process ids of the actors of a class that a job started."""
     parents, named = {}, set()
     for place in Path("/proc").glob("[0-9]*"):
         try:
             parents[int(place.name)] = int(place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if b"_Making" in place.joinpath("cmdline").read_bytes():
+            if name.encode() in place.joinpath("cmdline").read_bytes():
                 named.add(int(place.name))
         except OSError:  # ended just now
             continue
@@ -270,15 +270,15 @@ def test_a_driver_killed_at_ten_moments(tmp_path, lr_folder, degrader, undisturb
 
 @pytest.mark.chaos
 def test_an_actor_killed_at_three_moments(tmp_path, lr_folder, degrader, undisturbed):
-    """The job goes on, and ends in the set of an undisturbed run."""
+    """And one that writes: the job goes on, and ends in the set of an undisturbed run."""
     out = tmp_path / "out"
     job = start(synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out"))
     computed: dict[str, int] = {}
-    for count in (3, 12, 24):
+    for count, name in ((3, "_Making"), (12, "_Making"), (24, "_Making"), (30, "_Committing")):
         wait_for_receipts(out, count, job)
         computed |= receipts_of(out)
-        actors = actors_below(job.pid)
-        assert actors
+        while not (actors := actors_below(job.pid, name)):  # the one of before is begun anew
+            assert job.poll() is None, "it ended before it was killed"
         os.kill(actors[0], signal.SIGKILL)
     assert job.wait(240) == 0
     assert_whole(out, computed, undisturbed)
