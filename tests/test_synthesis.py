@@ -19,11 +19,12 @@ from facelab.evaluation.run import evaluate
 from facelab.images import decode_tensor, to_float
 from facelab.samples.faces import sample_face
 from facelab.synthesis import styles
-from facelab.synthesis.job import SynthesizeConfig, load_degrader, synthesize
+from facelab.synthesis.job import Steps, SynthesizeConfig, load_degrader, synthesize
 from facelab.synthesis.pairs import decode_faces
 from facelab.synthesis.styles import _codes
 from facelab.trained import store
 from PIL import Image
+from ray import cloudpickle
 
 from models import build_degrader
 from models.resize import resize
@@ -126,6 +127,13 @@ def test_place_in_the_batch_does_not_matter(hr_folder, lr_folder, degrader, tmp_
     assert torch.equal(whole[order], shuffled)
     alone, _ = d.degrade(hr[5:6], digests[5:6], 0)
     assert torch.equal(alone, whole[5:6])
+
+
+def test_who_reads_and_who_writes_has_no_copy_of_the_model(hr_folder, lr_folder, degrader, tmp_path):
+    given = config(hr_folder, lr_folder, degrader, tmp_path)
+    steps = Steps.of(given, load_degrader(given))
+    copied = [len(cloudpickle.dumps(step)) for step in (steps.read, steps.encode)]
+    assert max(copied) < 4000 < len(cloudpickle.dumps(steps.degrade))
 
 
 def test_classical_and_high_to_low_need_no_style_bank(hr_folder, tmp_path):

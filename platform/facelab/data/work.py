@@ -21,9 +21,9 @@ from facelab.data.tables import chunks
 
 U = TypeVar("U", bound=Unit)
 Reader = Callable[[U], Any]
-"""What a task makes of a unit."""
+"""What is made of a unit before the model."""
 Encoder = Callable[[Any], Iterable[Row]]
-"""What a task makes of what a model made; a row that cannot be used says why in `rejected`."""
+"""What is made of what the model made; a row that cannot be used says why in `rejected`."""
 
 HELPER_CPUS = 0.25
 """Of what reads or writes beside model actors: a whole CPU would never be free where they fill a small machine."""
@@ -55,7 +55,11 @@ def fill(target: ShardSet, units: Sequence[U], read: Callable[[U], Iterable[Row]
 def fill_with_model(
     target: ShardSet, units: Sequence[U], read: Reader[U], model: Model, encode: Encoder, pool: ActorConfig
 ) -> None:
-    """The same where tasks read a unit, an actor applies the model to it, and tasks encode what that made."""
+    """The same where one actor reads a unit, another applies the model to it, and a third encodes what that made.
+
+    Args:
+        read, encode: are copied to everyone who reads or writes, unlike the model, of which a node has one copy.
+    """
     helpers = _helpers(pool)
 
     def pipeline(wave: ray.data.Dataset) -> ray.data.Dataset:

@@ -143,8 +143,14 @@ class Steps:
         decode = partial(decode_faces, hr_size=size, least_side=least)
         return cls(decode, DegradeFaces(degrader, config.variants), partial(encode_pairs, origin=Origin.of(degrader)))
 
-    def read(self, unit: Unit) -> Faces:
-        return self.decode(read_faces(unit))
+    @property
+    def read(self) -> Callable[[Unit], Faces]:
+        """Holds no degrader: everyone who reads has a copy of it."""
+        return partial(_read, decode=self.decode)
+
+
+def _read(unit: Unit, decode: Callable[[Iterable[Row]], Faces]) -> Faces:
+    return decode(read_faces(unit))
 
 
 def load_degrader(config: PairsConfig, run: "JobRun | None" = None) -> Degrader:

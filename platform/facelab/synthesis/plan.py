@@ -249,8 +249,10 @@ def _first_faces(config: PlanConfig, steps: Steps, sample: list[Unit], scratch: 
         cpus_per_actor=config.cpus_per_actor, gpus_per_actor=config.gpus_per_actor * here.gpus,
     )  # fmt: skip
 
+    decode = steps.decode  # alone: readers have no use for a degrader
+
     def read(unit: Unit) -> Faces:
-        return steps.decode(islice(read_faces(unit), 1))
+        return decode(islice(read_faces(unit), 1))
 
     with claimed(scratch, "pairs", {}, {}) as target:
         fill_with_model(target, sample[: pool.actors], read, steps.degrade, steps.encode, pool)
