@@ -28,6 +28,8 @@ Encoder = Callable[[Any], Iterable[Row]]
 HELPER_CPUS = 0.25
 """Of what reads or writes beside model actors: a whole CPU would never be free where they fill a small machine."""
 _HELPER_THREADS = 4
+_UNITS_AHEAD = 4
+"""For each model actor, between those who read and those who write: Ray alone would fill half of its object store."""
 _WAVE = 4096
 """Units given to Ray at a time: it remembers something of each."""
 
@@ -53,16 +55,27 @@ def fill(target: ShardSet, units: Sequence[U], read: Callable[[U], Iterable[Row]
 
 
 def fill_with_model(
-    target: ShardSet, units: Sequence[U], read: Reader[U], model: Model, encode: Encoder, pool: ActorConfig
+    target: ShardSet,
+    units: Sequence[U],
+    read: Reader[U],
+    model: Model,
+    encode: Encoder,
+    pool: ActorConfig,
+    row_bytes: int,
 ) -> None:
     """The same where one actor reads a unit, another applies the model to it, and a third encodes what that made.
 
     Args:
         read, encode: are copied to everyone who reads or writes, unlike the model, of which a node has one copy.
+        row_bytes: about what a row takes on its way from one to the next.
     """
     helpers = _helpers(pool)
 
+    largest = max((unit.rows for unit in units), default=0) * row_bytes
+    limits = ray.data.ExecutionResources.for_limits(object_store_memory=_UNITS_AHEAD * _most(pool) * largest)
+
     def pipeline(wave: ray.data.Dataset) -> ray.data.Dataset:
+        wave.context.execution_options.resource_limits = limits
         return (
             wave.map(_Reading, fn_constructor_args=(target.uri, read), **helpers)  # pyrefly: ignore  (a class is fine)
             .map(_Making, fn_constructor_args=(held, pool, target.uri), **_reserved(pool))  # pyrefly: ignore
@@ -155,9 +168,12 @@ def _unit(row: dict[str, Any]) -> Any:
     return pickle.loads(row["unit"])
 
 
+def _most(pool: ActorConfig) -> int:
+    return max(pool.actors, pool.max_actors or 0)
+
+
 def _reserved(pool: ActorConfig) -> dict[str, Any]:
-    most = max(pool.actors, pool.max_actors or 0)
-    compute = ray.data.ActorPoolStrategy(min_size=pool.actors, max_size=most, initial_size=pool.actors)
+    compute = ray.data.ActorPoolStrategy(min_size=pool.actors, max_size=_most(pool), initial_size=pool.actors)
     return {"compute": compute, "num_cpus": pool.cpus_per_actor, "num_gpus": pool.gpus_per_actor}
 
 
@@ -165,8 +181,7 @@ def _helpers(pool: ActorConfig) -> dict[str, Any]:
     """Of those who read, or write, for model actors. They are actors, too, as Ray ends a process that had no task for a
     second, and the next one takes seconds to begin; with threads, as images and stores leave Python's lock alone. How
     many there are follows their work: a network on a core keeps a part of one busy, on a GPU several."""
-    actors = max(pool.actors, pool.max_actors or 0)
-    most = 4 * actors if pool.gpus_per_actor else -(-actors // 2)
+    most = 4 * _most(pool) if pool.gpus_per_actor else -(-_most(pool) // 2)
     compute = ray.data.ActorPoolStrategy(
         min_size=1, max_size=most, max_concurrent_calls_per_actor=_HELPER_THREADS, enable_true_multi_threading=True
     )

@@ -121,12 +121,17 @@ def _fill(config: SynthesizeConfig, target: ShardSet, source: Source | None, deg
     else:
         units = shard_units(target, source, config.rows_per_shard)
     steps = Steps.of(config, degrader)
-    fill_with_model(target, units, steps.read, steps.degrade, steps.encode, config)
+    fill_with_model(target, units, steps.read, steps.degrade, steps.encode, config, row_bytes(config))
     totals = target.totals([unit.name for unit in units])
     faces, wanted = totals.rows // config.variants + totals.rejected, sum(unit.rows for unit in units)
     shards.require_rows(config.hr, "faces", faces, wanted)
     require_usable(config.hr, totals.rejected, faces, totals.first, config.max_rejected)
     return target.finish(totals)
+
+
+def row_bytes(config: PairsConfig) -> int:
+    """Of a sharp face: its pixels, and its file, which is hardly larger."""
+    return 2 * 3 * config.hr_size**2
 
 
 @dataclass(frozen=True)
