@@ -70,7 +70,6 @@ def fill_with_model(
         row_bytes: about what a row takes on its way from one to the next.
     """
     helpers = _helpers(pool)
-
     largest = max((unit.rows for unit in units), default=0) * row_bytes
     limits = ray.data.ExecutionResources.for_limits(object_store_memory=_UNITS_AHEAD * _most(pool) * largest)
 
