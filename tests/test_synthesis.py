@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import files_of, save_degrader
+from facelab.cluster import room
 from facelab.config import build
 from facelab.data import decoding, shards
 from facelab.data.faces import face_row
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.source import find
 from facelab.data.tensors import load_faces, load_pairs
+from facelab.data.work import HELPER_CPUS, require_actors
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import evaluate
@@ -134,6 +136,13 @@ def test_who_reads_and_who_writes_has_no_copy_of_the_model(hr_folder, lr_folder,
     steps = Steps.of(given, load_degrader(given))
     copied = [len(cloudpickle.dumps(step)) for step in (steps.read, steps.encode)]
     assert max(copied) < 4000 < len(cloudpickle.dumps(steps.degrade))
+
+
+def test_actors_that_find_no_room_beside_their_helpers_are_refused(ray_local):
+    pool = config("unused", None, "bicubic", "unused", actors=1, cpus_per_actor=room()["CPU"] - HELPER_CPUS)
+    require_actors(pool, "a reader")
+    with pytest.raises(UsageError, match=r"beside a reader and a writer need .* CPUs, but this machine has"):
+        require_actors(pool, "a reader", "a writer")
 
 
 def test_classical_and_high_to_low_need_no_style_bank(hr_folder, tmp_path):

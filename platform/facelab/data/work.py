@@ -137,7 +137,7 @@ def stream(
         return list(read(_unit(row)))
 
     with ray_session():
-        require_actors(pool)
+        require_actors(pool, "a reader")
         dataset = _dataset(units)
         dataset.context.execution_options.preserve_order = True
         results = dataset.flat_map(task, num_cpus=HELPER_CPUS).map_batches(
@@ -149,13 +149,16 @@ def stream(
         yield from results.iter_batches(batch_size=batch_size, batch_format="numpy")  # pyrefly: ignore
 
 
-def require_actors(pool: ActorConfig) -> None:
+def require_actors(pool: ActorConfig, *helpers: str) -> None:
     """
+    Args:
+        helpers: who works beside them, such as "a reader".
+
     Raises:
         UsageError: there is no room for them, and never will be.
     """
-    what = f"--actors {pool.actors} of --cpus-per-actor {pool.cpus_per_actor:g}, a reader and a writer need"
-    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + 2 * HELPER_CPUS}, "one of them")
+    what = f"--actors {pool.actors} of --cpus-per-actor {pool.cpus_per_actor:g} beside {' and '.join(helpers)} need"
+    require_room(what, {"CPU": pool.actors * pool.cpus_per_actor + len(helpers) * HELPER_CPUS}, "one of them")
 
 
 def _dataset(units: Sequence[Unit]) -> ray.data.Dataset:

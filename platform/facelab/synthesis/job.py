@@ -107,7 +107,7 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
     degrader = load_degrader(config, run)
     what = {"hr_hash": source.hash if source else "", "model": degrader.name, "style_bank": degrader.style_bank}
     with ray_session():
-        require_actors(config)
+        require_actors(config, "a reader", "a writer")
         settings, places = config.settings() | what, config.places()
         with claimed(config.output, "pairs", settings, places, overwrite=config.overwrite) as target:
             manifest = target.finished() or _fill(config, target, source, degrader)
