@@ -249,8 +249,9 @@ class StyleVAE(DegraderNetwork):
         """Style codes (B, M) -> settings (B, 9), standardised by what the camera starts with: what E_LR reads."""
         return self.prior_mean + torch.exp(self.prior_log_spread) * style[:, : len(SETTINGS)]
 
-    def recognise(self, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Degrade `hr` by settings of the prior, and let E_LR read them: target, mu and logvar, (B, 9) each.
+    def recognise(self, hr: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Degrade `hr` by settings of the prior, and let E_LR read them: target, mu and logvar, (B, 9) each; `noise` as
+        of `degrade` without a style.
 
         This is wake-sleep's sleep phase (Hinton et al. 1995): E_LR learns q(z | y) where z is known. In turn the KL
         term (Eq. 1) fits the prior's mean and spread to the codes of real faces, so that draws become like them.
@@ -258,28 +259,33 @@ class StyleVAE(DegraderNetwork):
         assert self.config.camera
         n = len(SETTINGS)
         with torch.no_grad():
-            style = torch.randn(len(hr), self.config.style_dim, device=hr.device)
+            style, planes = self._split(noise, hr)
             target = self._standard_settings(style)
-            generated = self.generate(self.encode_content(hr), style)
+            generated = self.generate(self.encode_content(hr), style, planes)
         mu, logvar = self.style_encoder(generated)
         return target, mu[:, :n], logvar[:, :n]
 
+    def _split(self, noise: torch.Tensor, hr: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(B, noise_dim) -> the style's part (B, M), and the camera's (B, 4, h, w), if there is one."""
+        code, grain = noise[:, : self.config.style_dim], noise[:, self.config.style_dim :]
+        size = (hr.shape[-2] // self.scale, hr.shape[-1] // self.scale)
+        return code, grain.unflatten(1, (NOISE_CHANNELS, *size)) if self.config.camera else None
+
     def degrade(self, hr: torch.Tensor, noise: torch.Tensor, style: torch.Tensor | None = None) -> torch.Tensor:
         """y_LR; the noise is ε around the style's mean, or z itself where no style is given, then the camera's."""
-        code, grain = noise[:, : self.config.style_dim], noise[:, self.config.style_dim :]
+        code, planes = self._split(noise, hr)
         z = code if style is None else reparameterise(*self.encode_style(style), code)
-        size = (hr.shape[-2] // self.scale, hr.shape[-1] // self.scale)
-        planes = grain.unflatten(1, (NOISE_CHANNELS, *size)) if self.config.camera else None
         return self.generate(self.encode_content(hr), z, planes)
 
-    def forward(self, hr: torch.Tensor, lr: torch.Tensor, generate: bool = True) -> StyleVAEOutput:
-        """Degrade `hr` in the style of the unpaired `lr`, unless only its code is asked for; z is drawn with torch's
-        global generator."""
+    def forward(self, hr: torch.Tensor, lr: torch.Tensor, noise: torch.Tensor, generate: bool = True) -> StyleVAEOutput:
+        """Degrade `hr` in the style of the unpaired `lr`, with noise as of `degrade`; or only encode that."""
         mu, logvar = self.encode_style(lr)
         if not generate:
             return StyleVAEOutput(None, mu, logvar)
-        style = reparameterise(mu, logvar, torch.randn_like(mu))
-        return StyleVAEOutput(self.generate(self.encode_content(hr), style), mu, logvar)
+        code, planes = self._split(noise, hr)
+        return StyleVAEOutput(
+            self.generate(self.encode_content(hr), reparameterise(mu, logvar, code), planes), mu, logvar
+        )
 
 
 def reparameterise(mu: torch.Tensor, logvar: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

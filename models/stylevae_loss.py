@@ -1,5 +1,6 @@
 """What the styleVAE minimises (Eq. 6): the weighted sum of the losses of § 3.1."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from models.features import FeatureNetwork
 from models.losses import content_loss, kl_divergence, recognition_loss, style_loss
-from models.mutual_information import derangement, donsker_varadhan
+from models.mutual_information import donsker_varadhan
 from models.resize import resize
 from models.stylevae import StyleVAE
 
@@ -59,20 +60,25 @@ class StyleVAELoss(nn.Module):
         super().__init__()
         self.networks, self.features, self.weights = networks, features, weights
         self.content_layers, self.style_layers = content_layers, style_layers
+        self.of_all: Callable[[torch.Tensor], torch.Tensor] = lambda scores: scores
+        """This worker's scores (B,) -> those of the whole batch, where several workers have parts of it: a bound from B
+        pairs is another than that from all of them, and no mean of bounds is one."""
 
     def forward(
-        self, hr: torch.Tensor, lr: torch.Tensor, with_kl: bool = True
+        self, hr: torch.Tensor, lr: torch.Tensor, other_lr: torch.Tensor, noise: torch.Tensor, with_kl: bool = True
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The weighted sum, and its terms by name, on unpaired float images.
 
         Args:
             hr: (B, 3, H, W) in [-1, 1].
             lr: (B, 3, h, w) in [-1, 1].
+            other_lr: (B, 3, h, w), the real LR faces of the batch, deranged: no pair of `lr` and generated LR is left.
+            noise: (B, 2, noise_dim) ~ N(0, I): of the LR that is recognised, and of the generated one.
             with_kl: whether the KL divergence counts yet.
         """
         w, network = self.weights, self.networks["main"]
         assert isinstance(network, StyleVAE)
-        out = network(hr, lr, generate=self.features is not None or "statistics" in self.networks)
+        out = network(hr, lr, noise[:, 1], generate=self.features is not None or "statistics" in self.networks)
         terms = {"kl": kl_divergence(out.mu, out.logvar)}
         weighted = {"weighted_kl": (w.lambda_kl if with_kl else 0.0) * terms["kl"]}
         if self.features is not None:
@@ -85,12 +91,12 @@ class StyleVAELoss(nn.Module):
             weighted["weighted_content"] = w.lambda_style * w.alpha * terms["content"]
             weighted["weighted_style"] = w.lambda_style * w.beta * terms["style"]
         if network.config.camera:
-            terms["recognition"] = recognition_loss(*network.recognise(hr))
+            terms["recognition"] = recognition_loss(*network.recognise(hr, noise[:, 0]))
             weighted["weighted_recognition"] = w.lambda_recognition * terms["recognition"]
         if "statistics" in self.networks:
             score = self.networks["statistics"]
-            shuffled = lr[derangement(len(lr)).to(lr.device)]
-            terms["mi"] = donsker_varadhan(score(lr, out.generated), score(shuffled, out.generated))
+            joint, marginal = score(lr, out.generated), score(other_lr, out.generated)
+            terms["mi"] = donsker_varadhan(self.of_all(joint), self.of_all(marginal))
             weighted["weighted_mi"] = -w.lambda_mi * terms["mi"]
         return torch.stack(list(weighted.values())).sum(), terms | weighted
 

@@ -64,6 +64,9 @@ class Notes:
     def __init__(self):
         self.values: dict[str, list[tuple[int, float]]] = {}
 
+    def begin(self, step):
+        pass
+
     def metrics(self, step, values):
         for name, value in values.items():
             self.values.setdefault(name, []).append((step, value))

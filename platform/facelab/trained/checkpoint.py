@@ -1,20 +1,21 @@
-"""A checkpoint folder: networks.safetensors, optimisers.pt (read with weights_only) and meta.json, written last, with
-the digest of each file. Nothing is unpickled, and nothing half-written is taken for whole."""
+"""A checkpoint: a folder with networks.safetensors, optimisers.pt (read with weights_only) and, written last, meta.json
+with the digest of each file; the best network so far lies beside the folders, once for all that share it. Nothing is
+unpickled, and nothing half-written is taken for whole."""
 
 import hashlib
+import io
 import json
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 
 from facelab import storage
 from facelab.errors import StoreError, UsageError
 
-_FILES = ("networks.safetensors", "optimisers.pt")
+_NETWORKS, _OPTIMISERS, _META = "networks.safetensors", "optimisers.pt", "meta.json"
 
 
 @dataclass(frozen=True)
@@ -27,80 +28,109 @@ class Checkpoint:
     step: int
     """Updates done."""
     networks: dict[str, torch.Tensor]
-    """Prefixed state dicts: trained networks, their moving average, the best so far."""
+    """Prefixed state dicts: trained networks, and their moving average."""
     optimisers: dict[str, Any]
-    """Name -> optimiser state dict."""
+    """Name -> state dict, of optimisers and of fp16's loss scale."""
+    best_network: dict[str, torch.Tensor] = field(default_factory=dict)
+    """State dict of the best network so far; empty before the first validation."""
     best: dict[str, float] = field(default_factory=dict)
-    """Validation metrics of the best so far; empty before the first validation."""
+    """Its validation metrics, with "step"."""
     segment: int = 0
     """How often the run was resumed."""
+    skipped: float = 0
+    """Updates that were not made, as they were not finite."""
     model: dict[str, Any] = field(default_factory=dict)
     """What store.py needs to build the network."""
     phase: str = ""
     """The part of the training that it is in, where that has several."""
-    order: str = ""
-    """What decided the order of the images beside seed and step, where something did."""
+    images: dict[str, str] = field(default_factory=dict)
+    """What decided which images each step saw: seed, batch size, their hashes."""
 
 
-def write(folder: Path, state: Checkpoint) -> None:
-    """Fill a local folder.
-
-    Raises:
-        StoreError: a full disk.
-    """
-    networks = {key: value.detach().cpu().contiguous() for key, value in state.networks.items()}
-    meta: dict[str, Any] = {"step": state.step, "best": state.best, "segment": state.segment, "model": state.model}
-    meta |= {"phase": state.phase, "order": state.order}
-    # Written by Python: in the words of safetensors and torch, a full disk is a bug of theirs.
-    with storage.explained(str(folder)):
-        (folder / _FILES[0]).write_bytes(save(networks))
-        with (folder / _FILES[1]).open("wb") as file:
-            torch.save(state.optimisers, file)
-        meta["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _FILES}
-        (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+def place_of(place: str, step: int) -> str:
+    """Where the checkpoint of a step lies below `place`."""
+    return storage.join(place, f"step-{step:09d}")
 
 
-def read(folder: Path) -> Checkpoint:
-    """Read a local folder.
+def write(place: str, state: Checkpoint) -> None:
+    """Write a checkpoint below `place`, each file whole or not at all.
 
     Raises:
-        UsageError: truncated or changed files.
+        StoreError: a full disk, a store that is away.
     """
-    meta = json.loads((folder / "meta.json").read_text())
-    for name, digest in meta["sha256"].items():
-        if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-            raise UsageError(f"{folder / name}: damaged checkpoint")
-    return Checkpoint(
-        step=meta["step"],
-        networks=load_file(folder / _FILES[0]),
-        optimisers=torch.load(folder / _FILES[1], map_location="cpu", weights_only=True),
-        best=meta["best"],
-        segment=meta["segment"],
-        model=meta.get("model", {}),
-        phase=meta.get("phase", ""),
-        order=meta.get("order", ""),
-    )
+    uri = place_of(place, state.step)
+    buffer = io.BytesIO()
+    torch.save(state.optimisers, buffer)
+    files = {_NETWORKS: save(state.networks), _OPTIMISERS: buffer.getvalue()}
+    digests = {name: _digest(data) for name, data in files.items()}
+    meta: dict[str, Any] = {"step": state.step, "best": state.best, "segment": state.segment, "skipped": state.skipped}
+    meta |= {"model": state.model, "phase": state.phase, "images": state.images, "sha256": digests}
+    if state.best_network:
+        data = save(state.best_network)
+        meta["best_sha256"] = _digest(data)
+        if not storage.exists(_best(place, meta)):
+            storage.write_bytes(_best(place, meta), data)
+    for name, data in files.items():
+        storage.write_bytes(storage.join(uri, name), data)
+    storage.write_text(storage.join(uri, _META), json.dumps(meta, indent=2))
 
 
-def publish(folder: Path, uri: str) -> None:
-    """Copy a filled folder to its place; meta.json goes last and makes it whole."""
-    for name in (*_FILES, "meta.json"):
-        storage.write_bytes(storage.join(uri, name), (folder / name).read_bytes())
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _best(place: str, meta: dict[str, Any]) -> str:
+    return storage.join(place, f"best-{meta['best_sha256'][:16]}.safetensors")
+
+
+def read(uri: str) -> Checkpoint:
+    """Read the checkpoint in a folder.
+
+    Raises:
+        UsageError: truncated or changed files, or another program's.
+    """
+    try:
+        meta = json.loads(storage.read_bytes(storage.join(uri, _META)))
+        found = {name: _whole(storage.join(uri, name), meta["sha256"][name]) for name in (_NETWORKS, _OPTIMISERS)}
+        best = _whole(_best(uri.rpartition("/")[0], meta), meta["best_sha256"]) if "best_sha256" in meta else None
+        return Checkpoint(
+            step=meta["step"],
+            networks=load(found[_NETWORKS]),
+            optimisers=torch.load(io.BytesIO(found[_OPTIMISERS]), map_location="cpu", weights_only=True),
+            best_network=load(best) if best is not None else {},
+            best=meta["best"],
+            segment=meta["segment"],
+            skipped=meta["skipped"],
+            model=meta["model"],
+            phase=meta["phase"],
+            images=meta["images"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{uri}: no checkpoint of this version of facelab, or a damaged one ({error!r})") from error
+
+
+def _whole(uri: str, digest: str) -> bytes:
+    data = storage.read_bytes(uri)
+    if _digest(data) != digest:
+        raise UsageError(f"{uri}: damaged checkpoint: its bytes are not those that were written")
+    return data
 
 
 def steps_at(place: str) -> list[tuple[int, str]]:
-    """(step, URI) of every whole checkpoint below `place`, oldest first, whoever wrote it."""
+    """(step, URI) of every checkpoint below `place` that came to its end, oldest first."""
     found = []
-    for _, uri in storage.list_files(place, ("/meta.json",)):
+    for _, uri in storage.list_files(place, (f"/{_META}",)):
         try:
-            found.append((json.loads(storage.read_bytes(uri))["step"], uri.removesuffix("/meta.json")))
-        except ValueError:  # torn: its writer was killed
+            found.append((json.loads(storage.read_bytes(uri))["step"], uri.removesuffix(f"/{_META}")))
+        except StoreError:
+            raise
+        except (UsageError, KeyError, TypeError, ValueError):  # deleted just now, or no checkpoint's
             continue
     return sorted(found)
 
 
 def newest(place: str) -> Checkpoint | None:
-    """The whole checkpoint with the most steps below `place`; one whose writer was killed is passed over, aloud.
+    """The whole checkpoint with the most steps below `place`; a damaged one is passed over, aloud.
 
     Raises:
         UsageError: there are checkpoints, but none is whole.
@@ -108,8 +138,7 @@ def newest(place: str) -> Checkpoint | None:
     damage = None
     for _, uri in reversed(steps_at(place)):
         try:
-            with storage.local_copy(uri) as folder:
-                return read(folder)
+            return read(uri)
         except StoreError:
             raise
         except UsageError as error:
@@ -121,6 +150,12 @@ def newest(place: str) -> Checkpoint | None:
 
 
 def prune(place: str, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
-    for _, uri in steps_at(place)[:-keep]:
+    """Delete all but the newest `keep` checkpoints, and the best networks that none of these has."""
+    found = steps_at(place)
+    for _, uri in found[:-keep]:
         storage.delete(uri)
+    metas = (json.loads(storage.read_bytes(storage.join(uri, _META))) for _, uri in found[-keep:])
+    used = {_best(place, meta) for meta in metas if "best_sha256" in meta}
+    for name, uri in storage.list_files(place, (".safetensors",)):
+        if name.startswith("best-") and uri not in used:
+            storage.delete(uri)

@@ -86,12 +86,11 @@ def load_model(uri: str, kind: str) -> TrainedModel:
 
 def _from_checkpoint(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Before the first validation, the moving average stands for the best network."""
-    with storage.local_copy(folder) as local:
-        state = checkpoint.read(local)
-    prefix = "best." if state.best else "average.module."
-    weights = {k.removeprefix(prefix): v for k, v in state.networks.items() if k.startswith(prefix)}
-    digest = hashlib.sha256(save({key: value.contiguous() for key, value in weights.items()})).hexdigest()
-    return state.model | {"sha256": digest}, weights
+    state = checkpoint.read(folder)
+    prefix = "average."
+    average = {k.removeprefix(prefix): v for k, v in state.networks.items() if k.startswith(prefix)}
+    weights = state.best_network or average
+    return state.model | {"sha256": hashlib.sha256(save(weights)).hexdigest()}, weights
 
 
 def bicubic_model(scale: int, hr_size: int) -> TrainedModel:

@@ -68,15 +68,9 @@ def add_discriminator(
 
 
 def adversarial_step(
-    update: Update,
-    objective: nn.Module,
-    inputs: tuple,
-    real: torch.Tensor,
-    opponent: Opponent,
-    optimisers: dict[str, torch.optim.Optimizer],
+    update: Update, objective: nn.Module, inputs: tuple, real: torch.Tensor, opponent: Opponent
 ) -> dict[str, torch.Tensor]:
-    """One update of optimisers["main"], then one of optimisers["discriminator"]; should the second not be finite, the
-    first has been made.
+    """One update of the optimiser "main", then one of "discriminator"; each happens or is skipped by itself.
 
     Args:
         objective: called with `inputs`; gives the generated images with its losses.
@@ -86,11 +80,8 @@ def adversarial_step(
         The terms of both; the discriminator's begin with "discriminator_".
     """
     opponent.discriminator.requires_grad_(False)
-    losses = update.forward(objective, *inputs)
-    terms = update.apply(losses, optimisers["main"])
+    terms, generated = update.minimise(objective, *inputs, by=["main"])
     opponent.discriminator.requires_grad_(True)
-    assert losses.generated is not None
-    judged = update.apply(
-        update.forward(opponent.objective, real, losses.generated.detach()), optimisers["discriminator"]
-    )
+    assert generated is not None
+    judged, _ = update.minimise(opponent.objective, real, generated, by=["discriminator"])
     return terms | {f"discriminator_{name}": value for name, value in judged.items()}

@@ -25,8 +25,12 @@ from models.recipe import Adversarial, Optimiser, Recipe
 class ComputeConfig(Config):
     """How the arithmetic is done. Speed only: the mathematics is the same."""
 
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 runs the forward pass under autocast (GPUs; slower than fp32 on CPUs); critical losses stay fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """bf16, or fp16 with a loss scale, runs the forward pass under autocast (GPUs; slower than fp32 on CPUs); critical
+    losses stay fp32."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a worker cuts its share of a batch into, one after another, where it does not fit in memory at once.
+    Batch norm sees a part at a time."""
     channels_last: bool = False
     """NHWC memory layout of the networks: faster convolutions on GPUs with tensor cores."""
     compile: bool = False
@@ -37,7 +41,8 @@ class ComputeConfig(Config):
     cpus_per_worker: float = Field(default=1, gt=0)
     """CPUs reserved per Ray worker, and its number of threads."""
     max_failures: int = Field(default=2, ge=0)
-    """Restarts from the last checkpoint after a worker or node was lost."""
+    """Restarts from the newest checkpoint after a worker or node was lost, that bring no newer one: while a training
+    gets on, any number is survived."""
 
 
 def compiled(module: nn.Module, compute: ComputeConfig) -> nn.Module:
@@ -66,24 +71,34 @@ class TrainConfig(FacesConfig):
     """The network to train."""
     workers: int = Field(default=0, ge=0)
     """Ray Train workers; 0 trains in the process itself, without Ray."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """Also train with fewer workers, down to so many, while the cluster has no room for more; batch and rate stay."""
     epochs: int | None = Field(default=None, ge=1)
     """Passes over the training faces."""
     max_steps: int | None = Field(default=None, ge=1)
     """Stop after so many updates; the end is where the first of the two is reached."""
     batch_size: int = Field(default=16, ge=2)
-    """Images per update, of all workers together; a multiple of their number."""
+    """Images per update, of all workers together, however many there are; a multiple of their number."""
     learning_rate: float = Field(default=1e-4, gt=0)
-    """At the start; see optimiser.decay_at."""
+    """At the start, of that batch; see optimiser.decay_at."""
     optimiser: Optimiser = Optimiser()
     """Update rule and schedule."""
     adversarial: Adversarial = Adversarial()
     """Discriminator and perceptual loss, for srgan, bulat and attentive."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Moving average of the weights, which is what is validated and kept; 0 keeps the raw weights."""
-    checkpoint_every: int = Field(default=1000, ge=1)
-    """Steps between checkpoints inside an epoch; the end of an epoch always makes one."""
+    max_skipped: float = Field(default=0.01, ge=0, lt=1)
+    """Share of the updates between two checkpoints whose gradient may be inf or nan, which are not made; with more, or
+    more than five or half of a few, the training fails."""
+    redraw: int = Field(default=0, ge=0)
+    """Another number draws other noise, from where --resume goes on."""
+    checkpoint_minutes: float = Field(default=5, gt=0)
+    """Between checkpoints; each is written while the training goes on. The last step makes one, and so does the notice
+    that a machine will be taken away."""
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    """Also every so many steps."""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """Older ones are deleted."""
+    """Older ones are deleted; the best network so far is kept beside them."""
     validation_images: int = Field(default=512, ge=2)
     """At most so many held-out images choose the best epoch; of watched pairs, as many are looked at."""
     resume: bool = False
@@ -130,8 +145,15 @@ class TrainConfig(FacesConfig):
             raise ValueError("give --epochs or --max-steps")
         if self.adversarial.weight and not self.NETWORKS[self.model].has_discriminator:
             raise ValueError(f"adversarial.weight: {self.model} has no discriminator to train against")
-        if self.workers and self.batch_size % self.workers:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of {self.workers} workers")
+        most = max(self.workers, 1)
+        if (self.min_workers or 1) > most:
+            raise ValueError(f"min_workers {self.min_workers} is more than --workers {self.workers}")
+        for count in range(self.min_workers or most, most + 1):
+            if self.batch_size % (count * self.compute.accumulate):
+                raise ValueError(
+                    f"batch_size {self.batch_size} is no multiple of {count} workers x {self.compute.accumulate} parts "
+                    "(compute.accumulate)"
+                )
         return self
 
     def check_output(self) -> None:

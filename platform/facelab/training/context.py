@@ -1,19 +1,16 @@
-"""What the training loop knows of the world, with and without Ray: rank, device, checkpoints, progress."""
+"""What the training loop knows of the world, with and without Ray: rank, device, the other workers, progress."""
 
-import tempfile
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-import torch.distributed
 from torch import nn
 from tqdm import tqdm
 
-from facelab import storage
 from facelab.errors import StoreError, UsageError
-from facelab.trained import checkpoint
 
 
 class Progress(Protocol):
@@ -34,36 +31,50 @@ class Context(Protocol):
     def device(self) -> torch.device: ...
 
     def prepare(self, objective: nn.Module) -> nn.Module:
-        """Move to the device and, among several workers, average gradients in backward."""
+        """Move to the device and, among several workers, average gradients in backward and norm over all of a batch."""
         ...
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         """The mean over the workers."""
         ...
 
+    def highest(self, values: torch.Tensor) -> torch.Tensor:
+        """The largest over the workers, element by element."""
+        ...
+
+    def joined(self, values: torch.Tensor) -> torch.Tensor:
+        """(n,) of this worker -> those of all, (workers · n,); differentiable: see collectives.joined."""
+        ...
+
     def gather(self, text: str) -> list[str]:
         """What each worker gives, by rank; waits for the slowest, however long it takes."""
         ...
 
-    def restore(self) -> checkpoint.Checkpoint | None:
-        """The newest checkpoint, None at a fresh start."""
+    def notice(self) -> str:
+        """What is known of machines that will soon be taken away; empty: nothing. All workers ask at the same steps."""
         ...
 
-    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, float]) -> None:
-        """Commit a checkpoint: `write` fills a folder on rank 0. Every worker calls this at the same steps."""
+    @property
+    def ends(self) -> bool:
+        """Whether this process was told to end."""
+        ...
+
+    def report(self, values: dict[str, float]) -> None:
+        """Tell who searches among many trainings; every worker does at the same steps, with what rank 0 measured."""
         ...
 
     def progress(self, total: int, initial: int) -> Progress: ...
 
 
 class LocalContext:
-    """One worker in this very process; checkpoints go to OUTPUT/checkpoints/step-N, folder or S3."""
+    """One worker in this very process."""
 
     rank = 0
     world_size = 1
+    ends = False
     device: torch.device
 
-    def __init__(self, output: str, keep: int = 2, show_progress: bool = True, gpu: bool | None = None):
+    def __init__(self, show_progress: bool = True, gpu: bool | None = None):
         """
         Args:
             gpu: None: if there is one.
@@ -74,9 +85,25 @@ class LocalContext:
         if gpu and not torch.cuda.is_available():
             raise UsageError("--compute.gpu: no GPU that torch can use here: leave it out, or give --compute.no-gpu")
         self.device = torch.device("cuda" if gpu is not False and torch.cuda.is_available() else "cpu")
-        self.place = storage.join(output, "checkpoints")
-        self.keep = keep
         self.show_progress = show_progress
+
+    @contextmanager
+    def told_to_end(self) -> Iterator[None]:
+        """In this block, SIGTERM (of a pod that is evicted, of a machine that is taken away) is not obeyed at once: the
+        loop first saves what it has. A second one is."""
+        if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+            yield
+            return
+
+        def told(*_: object) -> None:
+            self.ends = True
+            signal.signal(signal.SIGTERM, before)
+
+        before = signal.signal(signal.SIGTERM, told)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
     def prepare(self, objective: nn.Module) -> nn.Module:
         return objective.to(self.device)
@@ -84,27 +111,23 @@ class LocalContext:
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         return value
 
+    def highest(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def joined(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
     def gather(self, text: str) -> list[str]:
         return [text]
 
-    def restore(self) -> checkpoint.Checkpoint | None:
-        return checkpoint.newest(self.place)
+    def notice(self) -> str:
+        return ""
 
-    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, float]) -> None:
-        with staging_folder() as folder:
-            write(folder)
-            checkpoint.publish(folder, storage.join(self.place, f"step-{step:09d}"))
-        checkpoint.prune(self.place, self.keep)
+    def report(self, values: dict[str, float]) -> None:
+        pass
 
     def progress(self, total: int, initial: int) -> Progress:
         return tqdm(total=total, initial=initial, unit="step", disable=not self.show_progress, dynamic_ncols=True)
-
-
-def gather_from_workers(text: str, group: Any = None) -> list[str]:
-    """Each worker's text, by rank, in a process group."""
-    found = [""] * torch.distributed.get_world_size(group)
-    torch.distributed.all_gather_object(found, text, group)
-    return found
 
 
 T = TypeVar("T")
@@ -128,17 +151,3 @@ def together(context: Context, act: Callable[[], T]) -> T:
     if problems := dict.fromkeys(filter(None, context.gather(problem))):
         raise UsageError("; ".join(problems))
     return result  # pyrefly: ignore  (it went well)
-
-
-def mean_over_workers(value: torch.Tensor) -> torch.Tensor:
-    """The mean of each worker's tensor, in torch's process group; what every worker gets."""
-    total = value.clone()
-    torch.distributed.all_reduce(total)
-    return total / torch.distributed.get_world_size()
-
-
-@contextmanager
-def staging_folder() -> Iterator[Path]:
-    """Where a checkpoint is put together before it is published."""
-    with tempfile.TemporaryDirectory(prefix="facelab-checkpoint-") as folder:
-        yield Path(folder)

@@ -88,7 +88,7 @@ class TrainDegraderConfig(TrainConfig):
         # Seconds, to see that everything is connected; the result is not worth looking at.
         "debug": _MOBILENET | {"max_steps": 4, "batch_size": 4},
         # Minutes on two cores, for a few hundred faces of each kind.
-        "demo": _MOBILENET | {"validation_images": 128},
+        "demo": _MOBILENET | {"validation_images": 128, "checkpoint_minutes": 0.5},
         "mini": _MOBILENET | {"validation_images": 128},
         # The paper's styleVAE alone, at that size, for its ablations.
         "paper_mini": _MOBILENET
@@ -112,8 +112,10 @@ class TrainDegraderConfig(TrainConfig):
         a = self.adversarial
         if self.model == "bulat" and (not a.weight or a.pretrain or a.perceptual_weight):
             raise ValueError("adversarial: bulat's degrader needs a weight, and has no pre-training or perceptual loss")
-        if self.model == "stylevae" and self.weights.lambda_mi and self.batch_size < 2 * max(self.workers, 1):
-            raise ValueError(f"batch_size {self.batch_size}: mutual information needs 2 images per worker")
+        if self.model == "stylevae" and self.weights.lambda_mi and self.compute.accumulate > 1:
+            raise ValueError(
+                "compute.accumulate: the mutual information of a part of the batch is not that of the batch"
+            )
         if self.model != "stylevae":
             if self.preset == "paper_mini":
                 raise ValueError(f"preset paper_mini is the styleVAE's; {self.model} has mini and paper")
@@ -175,7 +177,8 @@ class DegraderStage:
                     f"{name}: {len(faces)} faces left for a part that needs {least} (90 % train, 10 % validation, "
                     "unless their shards say otherwise): give more faces or a smaller --batch-size"
                 )
-        self.order = order_of(hr=self.hr, lr=self.lr)
+        order = order_of(hr=self.hr, lr=self.lr)
+        self.images = {"images": self.facts["data_hash"], "order of images": order}
         self.steps_per_epoch = -(-len(self.hr) // config.batch_size)
         torch.manual_seed(config.seed)
         network = build_degrader(config.model, config.scale, **config.network_options)
@@ -185,7 +188,7 @@ class DegraderStage:
         self.optimisers = {"main": build_optimiser(config.optimiser, groups, config.learning_rate)}
         p = config.perceptual
         self.judge = build_features(p.network, (p.selection_layer,), p.weights, p.min_size)
-        self.batches = Ahead(self.batch)
+        self.batches: Ahead[tuple[torch.Tensor, ...]] = Ahead(self.batch)
 
     def prepare(self, context: Context, compute: ComputeConfig) -> None:
         self.context = context
@@ -197,17 +200,35 @@ class DegraderStage:
         """A subclass's."""
         raise NotImplementedError
 
+    @property
+    def waited(self) -> float:
+        return self.batches.waited
+
     def close(self) -> None:
         self.batches.close(self.hr, self.lr)
 
-    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sharp faces (B, 3, H, W) and, unpaired, real LR faces (B, 3, h, w) of a step, in [-1, 1] on the device."""
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """What a subclass's step takes."""
+        raise NotImplementedError
+
+    def sharp(self, step: int) -> torch.Tensor:
+        """This worker's sharp faces of a step, (B, 3, H, W) in [-1, 1] on the device."""
         c, context = self.config, self.context
         ranks = {"seed": c.seed, "rank": context.rank, "world_size": context.world_size}
         hr = take(self.hr, c.batch_size, step, stream=HR, **ranks)["image"]
-        lr = take(self.lr, c.batch_size, step, stream=LR, **ranks)["image"]
         hr = mirrored(hr, draws("flip", c.batch_size, step, **ranks))
-        return to_float(to_device(hr, context.device)), to_float(to_device(lr, context.device))
+        return to_float(to_device(hr, context.device))
+
+    def real(self, step: int, *, of_all: bool = False) -> torch.Tensor:
+        """Unpaired real LR faces of a step, (B, 3, h, w) in [-1, 1] on the device; this worker's, or all workers'."""
+        c, context = self.config, self.context
+        part = (0, 1) if of_all else (context.rank, context.world_size)
+        lr = take(self.lr, c.batch_size, step, seed=c.seed, stream=LR, rank=part[0], world_size=part[1])["image"]
+        return to_float(to_device(lr, context.device))
+
+    def chance(self, step: int) -> torch.Generator:
+        """The random numbers of a step: drawn for the whole batch, of which each worker takes its part."""
+        return generator_for(self.config.seed, "step", step, self.config.redraw)
 
     def _generate(self, network: DegraderNetwork, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Held-out faces degraded in held-out styles, the same draw every time: HR, style LR, generated (uint8)."""

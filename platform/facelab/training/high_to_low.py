@@ -10,6 +10,7 @@ from facelab.training.adversarial import Opponent, add_discriminator, adversaria
 from facelab.training.config import ComputeConfig
 from facelab.training.context import Context
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
+from facelab.training.images import to_device
 from facelab.training.update import Losses, Update
 from models.network import DegraderNetwork
 
@@ -21,9 +22,9 @@ class HighToLowObjective(nn.Module):
         super().__init__()
         self.network, self.opponent = network, opponent
 
-    def forward(self, hr: torch.Tensor) -> Losses:
-        """hr: (B, 3, H, W) in [-1, 1]; the noise is drawn with torch's global generator."""
-        fake = self.network.degrade(hr, torch.randn(len(hr), self.network.noise_dim(hr.shape[-1]), device=hr.device))
+    def forward(self, hr: torch.Tensor, noise: torch.Tensor) -> Losses:
+        """hr: (B, 3, H, W) in [-1, 1]; noise: (B, noise_dim) ~ N(0, I)."""
+        fake = self.network.degrade(hr, noise)
         pixel = F.mse_loss(fake.float(), F.avg_pool2d(hr, self.network.scale))
         adversarial = self.opponent.loss(fake)
         loss = pixel + self.opponent.options.weight * adversarial
@@ -43,5 +44,12 @@ class HighToLowStage(DegraderStage):
         self.opponent.prepare(context, compute)
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
-        hr, lr = self.batches(step)
-        return adversarial_step(update, self.objective, (hr,), lr, self.opponent, self.optimisers)
+        hr, lr, noise = self.batches(step)
+        return adversarial_step(update, self.objective, (hr, noise), lr, self.opponent)
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """Sharp faces, real LR faces, and noise."""
+        c, context = self.config, self.context
+        noise = torch.randn(c.batch_size, self.network.noise_dim(c.hr_size), generator=self.chance(step))
+        mine = noise[context.rank :: context.world_size]
+        return self.sharp(step), self.real(step), to_device(mine, context.device)

@@ -1,6 +1,7 @@
 """The numbers of a training on their way to a logger."""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -8,14 +9,26 @@ import torch
 
 from facelab.training.context import Context
 from facelab.training.stage import WATCH
+from facelab.training.usage import Usage
 
 
 class Logger(Protocol):
-    """Where numbers and pictures go; tracking/logger.py has the MLflow one."""
+    """Where numbers and pictures go; tracking/logger.py has the one that MLflow is told by."""
+
+    def begin(self, step: int) -> None:
+        """The training goes on after this step: what was told of later ones will come again."""
+        ...
 
     def metrics(self, step: int, values: dict[str, float]) -> None: ...
     def image(self, name: str, picture: np.ndarray) -> None: ...
-    def flush(self) -> None: ...
+
+    def flush(self) -> None:
+        """Write what was told; if that fails, the next flush writes it.
+
+        Raises:
+            StoreError: it fails.
+        """
+        ...
 
 
 class _Rows:
@@ -38,20 +51,37 @@ class _Rows:
 
 
 class History:
-    """Scalars of the steps since the last checkpoint. They are told only once that is made: numbers of steps that a
-    crash would repeat must not stand twice."""
+    """Scalars of the steps since the last checkpoint, and what was measured there. They are told with the checkpoint:
+    numbers of steps that a crash would repeat must not stand twice."""
 
-    def __init__(self, context: Context, logger: Logger, batch_size: int):
-        self.context, self.logger, self.batch_size = context, logger, batch_size
+    def __init__(self, context: Context, batch_size: int):
+        self.context, self.batch_size = context, batch_size
         self.pending: list[_Rows] = []
-        self.began = time.perf_counter()
+        self._measured: list[tuple[int, dict[str, float]]] = []
+        self._pictures: list[tuple[str, np.ndarray]] = []
+        self._usage = Usage(context.device)
+        self._clock = self._began = time.perf_counter()
+        self._waited = 0.0
+        self._seconds: list[float] = []
+        self.step = 0
 
     def add(self, step: int, terms: dict[str, torch.Tensor]) -> None:
-        """The scalars of the step after the last one."""
+        """The scalars of the step after the last one, which has just been made."""
         names = tuple(terms)  # a phase has its own
         if not (self.pending and self.pending[-1].fits(names)):
             self.pending.append(_Rows(step, names, self.context.device))
         self.pending[-1].add(terms)
+        now = time.perf_counter()
+        self._seconds.append(now - self._clock)
+        self._clock, self.step = now, step
+
+    def judged(self, step: int, values: dict[str, float], name: str, picture: np.ndarray) -> None:
+        """What a validation gave."""
+        shown = {name if name.startswith(WATCH) else f"val/{name}": value for name, value in values.items()}
+        self._measured.append((step, shown))
+        self._pictures.append((name, picture))
+        self._clock = time.perf_counter()  # no part of a step
+        self.step = step
 
     @property
     def loss(self) -> float:
@@ -59,15 +89,40 @@ class History:
         rows = self.pending[-1]
         return float(rows.values[rows.count - 1, rows.names.index("loss")])
 
-    def tell(self, step: int, validation: dict[str, float], segment: int) -> None:
-        """Log every step's terms, averaged over the workers, and what was measured at this one."""
-        steps = sum(rows.count for rows in self.pending)
-        rate = steps * self.batch_size / (time.perf_counter() - self.began)
-        for rows in self.pending:
-            means = self.context.mean(rows.values[: rows.count]).cpu().tolist()
-            for at, row in enumerate(means, rows.first):
-                self.logger.metrics(at, {f"train/{name}": value for name, value in zip(rows.names, row, strict=True)})
-        values = {name if name.startswith(WATCH) else f"val/{name}": value for name, value in validation.items()}
-        self.logger.metrics(step, values | {"images_per_second": rate, "segment": float(segment)})
-        self.logger.flush()
-        self.pending, self.began = [], time.perf_counter()
+    def take(self, segment: int, skipped: float, waited: float) -> Callable[[Logger], None]:
+        """All since the last time, averaged over the workers, as a function that tells a logger; every worker takes it.
+
+        Args:
+            waited: seconds that this worker's steps waited for images, since it began.
+        """
+        usage = self._usage.now()
+        total = max(sum(self._seconds), 1e-9)
+        speed = {"data_wait_share": (waited - self._waited) / total} | usage
+        means = self.context.mean(torch.tensor(list(speed.values()), device=self.context.device)).tolist()
+        rows = [(r.first, r.names, self.context.mean(r.values[: r.count]).cpu()) for r in self.pending]
+        told = {"segment": float(segment), "skipped_updates": skipped, "world_size": float(self.context.world_size)}
+        told |= {f"system/{name}": value for name, value in zip(speed, means, strict=True)}
+        if self._seconds:
+            now = time.perf_counter()
+            told["images_per_second"] = len(self._seconds) * self.batch_size / (now - self._began)
+            for share in (50, 95):
+                told[f"system/step_seconds_p{share}"] = float(np.percentile(self._seconds, share))
+        measured, pictures = [*self._measured, (self.step, told)], self._pictures
+        self.pending, self._measured, self._pictures, self._seconds = [], [], [], []
+        self._waited, self._began = waited, time.perf_counter()
+        done = False
+
+        def tell(logger: Logger) -> None:
+            nonlocal done
+            if not done:  # a flush that failed is tried again
+                for first, names, values in rows:
+                    for at, row in enumerate(values.tolist(), first):
+                        logger.metrics(at, {f"train/{name}": value for name, value in zip(names, row, strict=True)})
+                for step, values in measured:
+                    logger.metrics(step, values)
+                for name, picture in pictures:
+                    logger.image(name, picture)
+                done = True
+            logger.flush()
+
+        return tell

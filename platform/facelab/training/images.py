@@ -1,5 +1,6 @@
 """The images of a training: out of the node's cache, as a whole or in windows; and the next step's, made in time."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,12 +131,16 @@ class Ahead(Generic[T]):
         self.make = make
         self._thread = ThreadPoolExecutor(1, "batch")
         self._next: tuple[int, Future[T]] | None = None
+        self.waited = 0.0
+        """Seconds that steps waited so far."""
 
     def __call__(self, step: int) -> T:
         """The batch of a step; whatever was raised for it is raised here."""
         if self._next is None or self._next[0] != step:
             self._next = step, self._thread.submit(self.make, step)
+        began = time.perf_counter()
         batch = self._next[1].result()
+        self.waited += time.perf_counter() - began
         self._next = step + 1, self._thread.submit(self.make, step + 1)
         return batch
 

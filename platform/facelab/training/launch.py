@@ -22,5 +22,7 @@ def run_training(config: TrainConfig, make_logger: LoggerFactory, ray_callbacks:
 
         run_on_ray(config, make_logger, list(ray_callbacks))
     else:
-        train_worker(config, LocalContext(config.output, config.keep_checkpoints, gpu=config.compute.gpu), make_logger)
+        context = LocalContext(gpu=config.compute.gpu)
+        with context.told_to_end():
+            train_worker(config, context, make_logger)
     return json.loads(storage.read_bytes(storage.join(config.output, "training.json")))

@@ -2,18 +2,23 @@
 trains."""
 
 import math
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from facelab import storage
 from facelab.errors import UsageError
-from facelab.seeding import seed_for
+from facelab.job import TERMINATED
+from facelab.trained import checkpoint
 from facelab.training.config import TrainConfig
 from facelab.training.context import Context, together
 from facelab.training.history import History, Logger
 from facelab.training.optimiser import set_learning_rate
+from facelab.training.pace import Pace
+from facelab.training.saving import Saver
 from facelab.training.stage import Stage
 from facelab.training.state import TrainingState
 from facelab.training.update import Update
@@ -38,14 +43,19 @@ def total_steps(stage: Stage, config: TrainConfig) -> int:
 def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -> TrainResult:
     """Train to the end, from the newest checkpoint if there is one.
 
+    Args:
+        logger: rank 0's is told everything, the others' nothing.
+
     Raises:
-        NonFiniteLoss: see Update.apply.
+        NonFiniteLoss: see Update.require_finite.
         UsageError: see together; or the workers do not find the same checkpoints.
+        StoreError: see Saver.
+        SystemExit: TERMINATED, after a checkpoint, if this process was told to end.
     """
     stage.networks.to(context.device)
-    state = TrainingState(stage, config)
-    saved = together(context, context.restore)
-    if saved is not None:
+    state = TrainingState(stage, config, context.rank)
+    place = storage.join(config.output, "checkpoints")
+    if (saved := together(context, lambda: checkpoint.newest(place))) is not None:
         state.restore(saved)
     if len(set(steps := context.gather(str(state.step)))) > 1:
         raise UsageError(
@@ -55,42 +65,67 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     if config.compute.channels_last:
         stage.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage.prepare(context, config.compute)
-    update = Update(context, config.compute, config.optimiser.clip)
-    history = History(context, logger, config.batch_size)
-    last = total_steps(stage, config)
+    update = Update(context, config.compute, stage.networks, stage.optimisers, config.optimiser.clip)
+    if state.scaler:
+        update.scaler.load_state_dict(state.scaler)
+    history = History(context, config.batch_size)
+    saver = None
+    if not context.rank:
+        logger.begin(state.step)
+        saver = Saver(place, config.keep_checkpoints)
+    pace, last, checked = Pace(context, config, state.step), total_steps(stage, config), (0, 0.0)
 
     def judge() -> dict[str, float]:
-        """Of the averaged weights, which are kept if they are the best; on rank 0 alone."""
-        if context.rank:
-            return {}
-        values = stage.validate(state.average.module)
-        state.keep_best(values)
-        epoch = math.ceil(state.step / stage.steps_per_epoch)
-        logger.image(f"samples/epoch-{epoch:04d}.png", stage.picture(state.average.module))
+        """Of the averaged weights, which are kept if they are the best; on rank 0, for which the others wait."""
+        values: dict[str, float] = {}
+        if not context.rank:
+            values = stage.validate(state.average)
+            state.keep_best(values)
+            epoch = math.ceil(state.step / stage.steps_per_epoch)
+            history.judged(state.step, values, f"samples/epoch-{epoch:04d}.png", stage.picture(state.average))
+            stage.networks.train()  # without an average of its own, what was judged is what is trained
+        context.gather("")
+        context.report(values and values | {"step": state.step})
         return values
 
-    if state.step >= last:  # stopped before it was judged, and now told to make do with that
-        history.tell(state.step, judge(), state.segment)
+    def save() -> None:
+        nonlocal checked
+        update.require_finite(checked, config.max_skipped)
+        checked = update.made, float(update.skipped)
+        tell = history.take(state.segment, state.skipped + checked[1], stage.waited)
+        if saver is not None:
+            saver.save(state.snapshot(update), lambda: tell(logger))
+        pace.saved()
+
+    if state.step >= last and state.best.get("step") != state.step:
+        judge()  # stopped before it was judged, and now told to make do with that
+        save()
     with closing(context.progress(last, state.step)) as progress:
         while state.step < last:
-            # The same noise at a step whether or not the run was interrupted, and other noise on every rank.
-            torch.manual_seed(seed_for(config.seed, "step", state.step, context.rank))
-            update.step, update.progress = state.step, state.step / last
+            update.progress = state.step / last
             set_learning_rate(stage.optimisers.values(), config.optimiser, update.progress)
             terms = stage.step(state.step, update)
             state.advance()
             history.add(state.step, terms)
-            if context.rank == 0:
+            if not context.rank:
                 progress.update(1)
             epoch_ends = state.step % stage.steps_per_epoch == 0 or state.step == last
-            if not epoch_ends and state.step % config.checkpoint_every:
-                continue
-
-            values = judge() if epoch_ends else {}
-            if values:
+            if epoch_ends and (values := judge()):
                 epoch, name = math.ceil(state.step / stage.steps_per_epoch), stage.selection[0]
                 progress.set_description(f"epoch {epoch}: loss {history.loss:.4f} {name} {values[name]:.4g}")
-            context.save(state.write, state.step, values)
-            history.tell(state.step, values, state.segment)
-    logger.flush()
+            due = state.step == last or bool(config.checkpoint_every and state.step % config.checkpoint_every == 0)
+            ends = False
+            if pace.is_due(state.step):
+                look = pace.look(state.step)
+                update.require_finite(checked, config.max_skipped)
+                due, ends = due or look.save, look.end
+            if due:
+                save()
+            if ends and state.step < last:
+                if saver is not None:
+                    saver.finish()
+                print(f"told to end: saved at step {state.step} of {last}; --resume goes on", file=sys.stderr)
+                raise SystemExit(TERMINATED)
+    if saver is not None:
+        saver.finish()
     return TrainResult(state.step, state.best, state.best_network.cpu().eval())

@@ -2,17 +2,16 @@
 
 import os
 import sys
+import time
 import uuid
-from collections.abc import Callable
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
 from ray.experimental import tqdm_ray
-from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch import nn
@@ -20,57 +19,73 @@ from tqdm import tqdm
 
 from facelab import storage
 from facelab.cluster import on_cluster, ray_session, require_room, room
-from facelab.errors import StoreError, UsageError
+from facelab.errors import StoreError, UsageError, one_line
 from facelab.trained import checkpoint
+from facelab.training.collectives import (
+    gather_from_workers,
+    highest_over_workers,
+    joined,
+    mean_over_workers,
+    synchronise_batch_norm,
+)
 from facelab.training.config import TrainConfig
-from facelab.training.context import Progress, gather_from_workers, mean_over_workers, staging_folder
+from facelab.training.context import Progress
 from facelab.training.update import NonFiniteLoss
 from facelab.training.worker import LoggerFactory, train_worker
 
 # The defaults suit neither an autoscaler that boots a node (60 s) nor a dead rank that hangs the others (30 min).
 _WORKER_START_TIMEOUT_S = 900
 _COLLECTIVE_TIMEOUT_S = 300
-_LOADING_TIMEOUT = timedelta(hours=12)
-"""Until every worker has its data and weights: one may read from a cold store, or be the only one that downloads. A
-dead one is found out by its connection, and by Ray, long before."""
+_PATIENCE = timedelta(hours=12)
+"""Of what waits for one worker alone: its data from a cold store, its weights, rank 0's validation. A dead one is found
+out by its connection, and by Ray, long before."""
+_PAUSE_S = 15
+"""Before workers are started again, for a store or a network that is away."""
 
 
 class RayContext:
-    """One Ray Train worker: DDP over gloo or NCCL; checkpoints go to OUTPUT/checkpoints through ray.train.report."""
+    """One Ray Train worker: DDP over gloo or NCCL.
+
+    Checkpoints are not Ray's but the Saver's, as without Ray: one way in and out, whose files are whole or absent,
+    that outlasts a store that is away, and that any other run can read.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    ends = False
 
-    def __init__(self, output: str):
+    def __init__(self):
         world = ray.train.get_context()
         self.rank, self.world_size = world.get_world_rank(), world.get_world_size()
         self.device = ray.train.torch.get_device()
         # Gloo, which needs no GPU to tell what went wrong.
-        patient = self.world_size > 1
-        self.loading = torch.distributed.new_group(backend="gloo", timeout=_LOADING_TIMEOUT) if patient else None
-        self.place = storage.join(output, "checkpoints")
+        several = self.world_size > 1
+        self.patient = torch.distributed.new_group(backend="gloo", timeout=_PATIENCE) if several else None
 
     def prepare(self, objective: nn.Module) -> nn.Module:
+        if self.world_size > 1:
+            synchronise_batch_norm(objective)
         return ray.train.torch.prepare_model(objective)
 
     def mean(self, value: torch.Tensor) -> torch.Tensor:
         return value if self.world_size == 1 else mean_over_workers(value)
 
+    def highest(self, values: torch.Tensor) -> torch.Tensor:
+        return values if self.world_size == 1 else highest_over_workers(values)
+
+    def joined(self, values: torch.Tensor) -> torch.Tensor:
+        return values if self.world_size == 1 else joined(values)
+
     def gather(self, text: str) -> list[str]:
-        return [text] if self.world_size == 1 else gather_from_workers(text, self.loading)
+        return [text] if self.world_size == 1 else gather_from_workers(text, self.patient)
 
-    def restore(self) -> checkpoint.Checkpoint | None:
-        return checkpoint.newest(self.place)
+    def notice(self) -> str:
+        info = ray.train.get_preemption_info()
+        return f"nodes {', '.join(info.preempted_node_ids)} will be taken away" if info else ""
 
-    def save(self, write: Callable[[Path], None], step: int, metrics: dict[str, float]) -> None:
-        metrics = metrics | {"step": step}
-        if self.rank:
-            ray.train.report(metrics)
-            return
-        with staging_folder() as folder:
-            write(folder)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    def report(self, values: dict[str, float]) -> None:
+        ray.train.report(values)
 
     def progress(self, total: int, initial: int) -> Progress:
         if self.rank:
@@ -85,9 +100,10 @@ def run_on_ray(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[
 
     Raises:
         UsageError: the cluster can never hold them.
-        Exception: what a worker raised, after config.compute.max_failures restarts.
+        Exception: what a worker raised, after config.compute.max_failures restarts that brought no newer checkpoint.
     """
-    with ray_session():
+    # Without the State API, Ray Train's own watcher complains every few seconds.
+    with ray_session(dashboard=True):
         use_gpu = _enough(config)
         _fit(config, make_logger, callbacks, use_gpu)
 
@@ -104,14 +120,46 @@ def _enough(config: TrainConfig) -> bool:
 
 
 def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], use_gpu: bool) -> None:
+    """Start workers, again as often as some are lost while the training gets on."""
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_WORKER_START_TIMEOUT_S))
+    place = storage.join(config.output, "checkpoints")
+    reached, stalled = -1, 0
+    while True:
+        try:
+            error = _trainer(config, make_logger, callbacks, use_gpu).fit().return_value  # pyrefly: ignore  (of Train V1)
+            break
+        except WorkerGroupError as failure:
+            # A store that stayed away is told as everywhere; the others failed because this worker did.
+            stores = [each for each in failure.worker_failures.values() if isinstance(each, StoreError)]
+            step = _newest_step(place, reached)
+            reached, stalled = step, stalled + 1 if step <= reached else 1
+            if stalled > config.compute.max_failures:
+                raise next(iter(stores), failure) from failure
+            lost = ", ".join(
+                f"rank {rank}: {one_line(str(each))[-200:]}" for rank, each in failure.worker_failures.items()
+            )
+            print(f"workers were lost ({lost}): going on from step {max(step, 0)}", file=sys.stderr)
+            time.sleep(_PAUSE_S if stores else 0)
+    storage.delete(storage.join(config.output, "ray"))
+    if error is not None:
+        raise error
+
+
+def _newest_step(place: str, known: int) -> int:
+    try:
+        return max([step for step, _ in checkpoint.steps_at(place)], default=0)
+    except StoreError:  # away, as it may have been for the workers
+        return known
+
+
+def _trainer(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], use_gpu: bool) -> TorchTrainer:
     filesystem, path = storage.resolve(config.output)
 
     def worker() -> Any:
         if not use_gpu:
             torch.set_num_threads(max(int(config.compute.cpus_per_worker), 1))
         try:
-            train_worker(config, RayContext(config.output), make_logger)
+            train_worker(config, RayContext(), make_logger)
         except StoreError:
             raise  # may pass
         except (UsageError, NonFiniteLoss) as error:
@@ -119,27 +167,19 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
         return None
 
     resources = {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
-    trainer = TorchTrainer(
+    elastic = config.min_workers is not None and config.min_workers < config.workers
+    workers: Any = (config.min_workers, config.workers) if elastic else config.workers
+    return TorchTrainer(
         worker,
-        scaling_config=ScalingConfig(num_workers=config.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
-            # Ray goes on from its own notes where it finds its name again. The newest checkpoint may be another's, so
-            # every run has its own name, and resuming is RayContext.restore.
+            # Ray goes on from its own notes where it finds its name again.
             name=f"ray-{uuid.uuid4().hex[:8]}",
-            storage_path=f"{path}/checkpoints",
+            storage_path=f"{path}/ray",
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=config.compute.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.keep_checkpoints),
+            # Ray counts all of a run's failures, over weeks too; only nodes that it was told of in time, apart.
+            failure_config=FailureConfig(max_failures=0),
             callbacks=callbacks,
         ),
     )
-    try:
-        error = trainer.fit().return_value  # pyrefly: ignore  (its stub is of Train V1)
-    except WorkerGroupError as failure:
-        # A store that stayed away is told as everywhere; the others failed because this worker did.
-        stores = (each for each in failure.worker_failures.values() if isinstance(each, StoreError))
-        raise next(stores, failure) from failure
-    checkpoint.prune(storage.join(config.output, "checkpoints"), config.keep_checkpoints)  # also of earlier runs
-    if error is not None:
-        raise error

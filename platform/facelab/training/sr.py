@@ -60,7 +60,7 @@ class TrainSRConfig(TrainConfig):
     NETWORKS: ClassVar[Mapping[str, type[Network]]] = _NETWORKS
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "debug": {"max_steps": 4, "batch_size": 4},  # seconds, to see that everything is connected
-        "demo": {"max_steps": 300, "validation_images": 64},  # about a minute on two cores
+        "demo": {"max_steps": 300, "validation_images": 64, "checkpoint_minutes": 0.5},  # about a minute on two cores
         "mini": {},  # minutes on two cores: small networks, each by the small recipe in its file
         "paper": {},  # published sizes, each by the recipe of its own paper, which stands in its file
     }
@@ -216,7 +216,8 @@ class SRStage:
             raise UsageError(
                 f"{config.lr}: no face left to train on (90 %, unless their shards say otherwise): give more"
             )
-        self.order = order_of(hr=self.train, lr=self.real_lr)
+        self.images = {"images": data.hash[:16], "order of images": order_of(hr=self.train, lr=self.real_lr)}
+        self.images |= {} if real_lr is None else {"real LR images": real_lr.hash[:16]}
         self.steps_per_epoch = -(-len(self.train) // config.batch_size)
         torch.manual_seed(config.seed)
         network = build_sr(config.model, config.scale, **config.network_options)
@@ -264,10 +265,13 @@ class SRStage:
             self.phase = ADVERSARIAL  # for good: a resumed run may be longer, and its progress smaller
             self.optimisers["main"].state.clear()  # as if with a new Adam
         if self.phase == PIXEL:
-            return update.apply(update.forward(self.objective, lr, hr), self.optimisers["main"])
+            return update.minimise(self.objective, lr, hr, by=["main"])[0]
         assert self.opponent is not None
-        inputs = (lr, hr, real_lr, True)
-        return adversarial_step(update, self.objective, inputs, hr, self.opponent, self.optimisers)
+        return adversarial_step(update, self.objective, (lr, hr, real_lr, True), hr, self.opponent)
+
+    @property
+    def waited(self) -> float:
+        return self.batches.waited
 
     def close(self) -> None:
         self.batches.close(self.train, self.real_lr)

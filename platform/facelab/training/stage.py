@@ -25,8 +25,9 @@ class Stage(Protocol):
     """Validation metric, and which epoch's weights are kept: those of its "min" or "max", or the "last"."""
     phase: str
     """The part of the training that it is in, where it has several; saved and restored with the weights."""
-    order: str
-    """What decides the order of its images beside seed and step, if anything does; a resumed run has the same."""
+    images: dict[str, str]
+    """What decides which images a step sees, beside seed and step: their hashes, and how they are read. A resumed run
+    has the same."""
     facts: dict[str, Any]
     """Of its data and its constants, for the summary."""
 
@@ -36,6 +37,11 @@ class Stage(Protocol):
 
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         """One update on the batch of this step; returns scalars to log."""
+        ...
+
+    @property
+    def waited(self) -> float:
+        """Seconds that steps waited for their images so far."""
         ...
 
     def close(self) -> None:

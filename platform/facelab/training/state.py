@@ -2,8 +2,9 @@
 
 import math
 from copy import deepcopy
-from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -12,18 +13,20 @@ from facelab.trained import checkpoint
 from facelab.trained.store import describe
 from facelab.training.config import TrainConfig
 from facelab.training.stage import Stage
+from facelab.training.update import NonFiniteLoss, Update
 
 
 class TrainingState:
     """The stage's networks and optimisers, the moving average of "main", the best of those, and the position.
 
-    Random numbers and the images of a step are functions of (seed, step), so the position carries both.
+    Random numbers and the images of a step are functions of (seed, step), so the position carries both. Only rank 0
+    keeps average and best; after a restart, whoever is rank 0 has them of the checkpoint.
     """
 
-    def __init__(self, stage: Stage, config: TrainConfig):
-        self.stage, self.config = stage, config
+    def __init__(self, stage: Stage, config: TrainConfig, rank: int = 0):
+        self.stage, self.config, self.rank = stage, config, rank
         main = stage.networks["main"]
-        self.average = AveragedModel(main, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
+        self._ema = AveragedModel(main, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True)
         self.best_network = deepcopy(main).requires_grad_(False)
         self.best: dict[str, float] = {}
         """Validation metrics of the best network, with "step"; empty before the first validation."""
@@ -31,26 +34,27 @@ class TrainingState:
         """Updates done."""
         self.segment = 0
         """How often the run was resumed."""
+        self.skipped = 0.0
+        """Updates that were not finite, before this process."""
+        self.scaler: dict[str, Any] = {}
+        """fp16's loss scale, as restored."""
 
     @property
-    def parts(self) -> dict[str, nn.Module]:
-        """Prefix in a checkpoint -> its networks."""
-        return {"networks": self.stage.networks, "average": self.average, "best": self.best_network}
+    def average(self) -> nn.Module:
+        """What is validated and kept."""
+        return self._ema.module if self.config.ema_decay else self.stage.networks["main"]
 
     def advance(self) -> None:
         """An update was made."""
-        main = self.stage.networks["main"]
-        if self.config.ema_decay:
-            self.average.update_parameters(main)
-        else:
-            self.average.module.load_state_dict(main.state_dict())
+        if self.config.ema_decay and not self.rank:
+            self._ema.update_parameters(self.stage.networks["main"])
         self.step += 1
 
     def keep_best(self, values: dict[str, float]) -> None:
         """Keep the averaged network if its validation says so."""
         if self._is_better(values):
             self.best = values | {"step": float(self.step)}
-            self.best_network.load_state_dict(self.average.module.state_dict())
+            self.best_network.load_state_dict(self.average.state_dict())
 
     def _is_better(self, values: dict[str, float]) -> bool:
         name, sense = self.stage.selection
@@ -58,43 +62,70 @@ class TrainingState:
             return True
         return values[name] < self.best[name] if sense == "min" else values[name] > self.best[name]
 
-    def write(self, folder: Path) -> None:
-        """Fill a local folder with a checkpoint."""
+    def images(self) -> dict[str, str]:
+        """What decided which images each step saw."""
         c = self.config
-        networks = {
-            f"{prefix}.{key}": value for prefix, part in self.parts.items() for key, value in part.state_dict().items()
-        }
-        optimisers = {name: optimiser.state_dict() for name, optimiser in self.stage.optimisers.items()}
-        model = describe(c.kind, c.model, self.best_network, c.scale, c.hr_size)
-        phase, order = self.stage.phase, self.stage.order
-        checkpoint.write(
-            folder,
-            checkpoint.Checkpoint(
-                self.step, networks, optimisers, self.best, self.segment, model, phase, order
-            ),
-        )  # fmt: skip
+        return {"seed": str(c.seed), "batch size": str(c.batch_size), **self.stage.images}
+
+    def snapshot(self, update: Update) -> checkpoint.Checkpoint:
+        """All of it as it is now, copied to the CPU.
+
+        Raises:
+            NonFiniteLoss: some weight is not finite: what would go on from there is lost.
+        """
+        c = self.config
+        networks = {f"networks.{key}": value for key, value in self.stage.networks.state_dict().items()}
+        if c.ema_decay:
+            networks |= {f"average.{key}": value for key, value in self._ema.module.state_dict().items()}
+            networks["averaged"] = self._ema.n_averaged
+        networks = _copied(networks)
+        if broken := [key for key, value in networks.items() if not torch.isfinite(value).all()]:
+            raise NonFiniteLoss(
+                f"after step {self.step}, {broken[0]} is inf or nan and not saved; the last checkpoint is whole: go "
+                "on with --resume and a lower --learning-rate, or --compute.precision fp32"
+            )
+        optimisers = {name: _copied(optimiser.state_dict()) for name, optimiser in self.stage.optimisers.items()}
+        return checkpoint.Checkpoint(
+            step=self.step,
+            networks=networks,
+            optimisers=optimisers | {"scaler": update.scaler.state_dict()},
+            best_network=_copied(self.best_network.state_dict()) if self.best else {},
+            best=dict(self.best),
+            segment=self.segment,
+            skipped=self.skipped + float(update.skipped),
+            model=describe(c.kind, c.model, self.best_network, c.scale, c.hr_size),
+            phase=self.stage.phase,
+            images=self.images(),
+        )
 
     def restore(self, saved: checkpoint.Checkpoint) -> None:
         """Go on from a checkpoint.
 
         Raises:
-            UsageError: of another network or optimiser, or of images in another order.
+            UsageError: of another network or optimiser, or of other images, or in another order.
         """
-        if saved.order != self.stage.order:
-            was, now = (order or "whole sets" for order in (saved.order, self.stage.order))
-            raise UsageError(
-                f"--resume: the images would come in another order: it was started with {was}, and this --cache gives "
-                f"{now}: give the --cache it was started with"
-            )
-        for prefix, part in self.parts.items():
-            own = {k.removeprefix(f"{prefix}."): v for k, v in saved.networks.items() if k.startswith(f"{prefix}.")}
-            try:
-                part.load_state_dict(own)
-            except RuntimeError as error:
+        for name, now in self.images().items():
+            if (was := saved.images.get(name, "none")) != now:
                 raise UsageError(
-                    "--resume: the checkpoint is of another network, or of another size of it: give the options it was "
-                    "started with, or another --output"
-                ) from error
+                    f"--resume: {self.config.output} was begun with {name} {was}, and this would be {now}, which is "
+                    "another training: give what it was begun with, or another --output"
+                )
+        parts: dict[str, nn.Module] = {"networks": self.stage.networks}
+        if self.config.ema_decay:
+            parts["average"] = self._ema.module
+        try:
+            for prefix, part in parts.items():
+                own = {k.removeprefix(f"{prefix}."): v for k, v in saved.networks.items() if k.startswith(f"{prefix}.")}
+                part.load_state_dict(own)
+            if saved.best_network:
+                self.best_network.load_state_dict(saved.best_network)
+        except RuntimeError as error:
+            raise UsageError(
+                "--resume: the checkpoint is of another network, or of another size of it: give the options it was "
+                "started with, or another --output"
+            ) from error
+        if self.config.ema_decay:
+            self._ema.n_averaged.copy_(saved.networks["averaged"])
         for name, optimiser in self.stage.optimisers.items():
             groups, old = optimiser.state_dict()["param_groups"], saved.optimisers[name]
             if [group.keys() for group in groups] != [group.keys() for group in old["param_groups"]]:
@@ -103,3 +134,15 @@ class TrainingState:
             optimiser.load_state_dict({"state": old["state"], "param_groups": groups})
         self.stage.phase = saved.phase or self.stage.phase
         self.step, self.segment, self.best = saved.step, saved.segment + 1, dict(saved.best)
+        self.skipped, self.scaler = saved.skipped, saved.optimisers["scaler"]
+
+
+def _copied(values: Any) -> Any:
+    """A state dict, deep-copied to the CPU."""
+    if isinstance(values, torch.Tensor):
+        return values.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(values, dict):
+        return {key: _copied(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return type(values)(map(_copied, values))
+    return values

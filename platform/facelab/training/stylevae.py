@@ -7,10 +7,13 @@ from facelab.data.tensors import FaceSet
 from facelab.data.windows import Streamed
 from facelab.images import to_float
 from facelab.trained.weights import build_features
+from facelab.training.config import ComputeConfig
+from facelab.training.context import Context
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
+from facelab.training.images import to_device
 from facelab.training.optimiser import build_optimiser
 from facelab.training.update import Update
-from models.mutual_information import StatisticsNetwork
+from models.mutual_information import StatisticsNetwork, derangement
 from models.recipe import Optimiser
 from models.stylevae import StyleVAE
 from models.stylevae_loss import StyleVAELoss
@@ -43,6 +46,11 @@ class StyleVAEStage(DegraderStage):
             self.facts |= {f"rms_{k}": float(v) for k, v in zip(features.layers, features.rms, strict=True)}
         self.objective = StyleVAELoss(self.networks, features, config.weights, p.content_layers, p.style_layers)
 
+    def prepare(self, context: Context, compute: ComputeConfig) -> None:
+        assert isinstance(self.objective, StyleVAELoss)
+        self.objective.of_all = context.joined
+        super().prepare(context, compute)
+
     def step(self, step: int, update: Update) -> dict[str, torch.Tensor]:
         if self.phase == RECOGNITION and update.progress >= self.config.weights.kl_from:
             self.phase = WHOLE  # for good: a resumed run may be longer, and its progress smaller
@@ -51,8 +59,21 @@ class StyleVAEStage(DegraderStage):
             # Adam has seen no gradient of the prior yet, and would take the first for a huge one.
             for parameter in network.prior():
                 self.optimisers["main"].state.pop(parameter, None)
-        losses = update.forward(self.objective, *self.batches(step), self.phase == WHOLE)
-        return update.apply(losses, *self.optimisers.values())
+        return update.minimise(self.objective, *self.batches(step), self.phase == WHOLE, by=self.optimisers)[0]
+
+    def batch(self, step: int) -> tuple[torch.Tensor, ...]:
+        """See StyleVAELoss.forward; `other_lr` is deranged over the whole batch."""
+        c, context, chance = self.config, self.context, self.chance(step)
+        assert isinstance(self.network, StyleVAE)
+        mine, style = slice(context.rank, None, context.world_size), self.network.config.style_dim
+        parts = (style, self.network.noise_dim(c.hr_size) - style)
+        drawn = [torch.cat([torch.randn(c.batch_size, part, generator=chance) for part in parts], dim=1) for _ in "12"]
+        seeks_mi = "statistics" in self.networks
+        lr = self.real(step, of_all=seeks_mi)
+        other_lr = lr
+        if seeks_mi:
+            other_lr, lr = lr[derangement(c.batch_size, chance)[mine].to(lr.device)], lr[mine]
+        return self.sharp(step), lr, other_lr, to_device(torch.stack(drawn, dim=1)[mine], context.device)
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:

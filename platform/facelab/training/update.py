@@ -1,19 +1,24 @@
-"""One update of some networks: forward, backward, and a step of their optimisers if it is finite everywhere."""
+"""One update of some networks: forward, backward, and a step of their optimisers if all gradients are finite."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from facelab.training.config import ComputeConfig
 from facelab.training.context import Context
-from facelab.training.optimiser import clip_gradients
+from facelab.training.optimiser import clip_gradients, fill_momentum
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_FIRST_SCALE = 2.0**12
+"""Of fp16's losses; torch's own 2**16 loses the first updates."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or gradient was inf or nan; the update was not made."""
+    """Too many updates were inf or nan, and not made."""
 
 
 class Losses(NamedTuple):
@@ -27,44 +32,109 @@ class Losses(NamedTuple):
     """Images (B, 3, H, W) for a discriminator to judge."""
 
 
-@dataclass
 class Update:
-    """Forward under autocast; backward and an update that only happens if it is finite on every worker."""
+    """Forward under autocast, backward, and an update that only happens if its gradient is finite.
 
-    context: Context
-    compute: ComputeConfig
-    clip: float = 0.0
-    """θ of models.recipe.Optimiser."""
-    step: int = 0
-    progress: float = 0.0
-    """Of the whole run, 0 to 1."""
+    That is decided on the device: a step waits for no answer from a GPU. Gradients are averaged before, so every worker
+    decides alike.
+    """
 
-    def forward(self, objective: nn.Module, *inputs: torch.Tensor | bool | None) -> Losses:
-        bf16 = self.compute.precision == "bf16"
-        with torch.autocast(self.context.device.type, torch.bfloat16) if bf16 else nullcontext():
-            return Losses(*objective(*inputs))
-
-    def apply(self, losses: Losses, *optimisers: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-        """Backward of the total and a step of each optimiser; returns the scalars to log.
-
-        Raises:
-            NonFiniteLoss: before any weight is changed, on every worker alike.
+    def __init__(
+        self,
+        context: Context,
+        compute: ComputeConfig,
+        networks: nn.Module,
+        optimisers: dict[str, torch.optim.Optimizer],
+        clip: float = 0.0,
+    ):
         """
+        Args:
+            networks: all that is trained; what batch norm measures in a forward pass of an update that is not made is
+                put back.
+            clip: θ of models.recipe.Optimiser.
+        """
+        self.context, self.compute, self.optimisers, self.clip = context, compute, optimisers, clip
+        self.progress = 0.0
+        """Of the whole run, 0 to 1."""
+        self.scaler = torch.amp.GradScaler(
+            context.device.type, init_scale=_FIRST_SCALE, enabled=compute.precision == "fp16"
+        )
+        self.made = 0
+        """Updates begun, by this process."""
+        self.skipped = torch.zeros((), device=context.device)
+        """How many of them were not finite."""
+        for optimiser in optimisers.values():
+            fill_momentum(optimiser)
+        self._measured = [each for each in networks.buffers() if each.is_floating_point()]
+
+    def minimise(
+        self, objective: nn.Module, *inputs: torch.Tensor | bool | None, by: Iterable[str]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """One update of the optimisers of these names; a skipped one leaves all as it was.
+
+        Args:
+            inputs: of the objective; tensors (B, …) are cut into compute.accumulate parts.
+
+        Returns:
+            The scalars to log, and what the objective generated, (B, 3, H, W).
+        """
+        before = [each.clone() for each in self._measured]
+        optimisers = [self.optimisers[name] for name in by]
         for optimiser in optimisers:
             optimiser.zero_grad(set_to_none=True)
-        losses.total.backward()
+        values, generated = self._accumulate(objective, inputs)
+        for optimiser in optimisers:
+            self.scaler.unscale_(optimiser)
         gradients = [p.grad for o in optimisers for g in o.param_groups for p in g["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
-        values = {name: value.detach() for name, value in ({"loss": losses.total} | losses.terms).items()}
-        finite = (torch.isfinite(values["loss"]) & torch.isfinite(norm)).float()
-        if float(self.context.mean(finite)) < 1:
-            shown = ", ".join(f"{name} {float(value):.4g}" for name, value in values.items())
-            raise NonFiniteLoss(
-                f"non-finite loss or gradient at step {self.step} ({shown}; gradient norm {float(norm):.4g}): the "
-                "update was not made; the last checkpoint is whole: lower --learning-rate and --resume"
-            )
+        bad = (~torch.isfinite(norm)).float()
         for optimiser in optimisers:
             if self.clip:
                 clip_gradients(optimiser, self.clip)
+            optimiser.found_inf = bad  # what a fused optimiser obeys  # pyrefly: ignore
             optimiser.step()
-        return values | {"gradient_norm": norm.detach()}
+        if self.scaler.is_enabled():
+            self.scaler.update()
+        for now, old in zip(self._measured, before, strict=True):
+            now.copy_(torch.where(bad > 0, old, now))
+        self.made += 1
+        self.skipped += bad
+        return values | {"gradient_norm": norm.detach()}, generated
+
+    def _accumulate(
+        self, objective: nn.Module, inputs: tuple[torch.Tensor | bool | None, ...]
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        """Backward part by part; workers exchange gradients after the last."""
+        count, low = self.compute.accumulate, _AUTOCAST.get(self.compute.precision)
+        parts = list(
+            zip(*(x.chunk(count) if isinstance(x, torch.Tensor) else [x] * count for x in inputs), strict=True)
+        )
+        found: list[Losses] = []
+        for number, part in enumerate(parts, 1):
+            alone = number < count and isinstance(objective, DistributedDataParallel)
+            with objective.no_sync() if alone else nullcontext():  # pyrefly: ignore
+                with torch.autocast(self.context.device.type, low) if low else nullcontext():
+                    losses = Losses(*objective(*part))
+                self.scaler.scale(losses.total / count).backward()
+            found.append(losses)
+        terms = [{"loss": losses.total.detach()} | {k: v.detach() for k, v in losses.terms.items()} for losses in found]
+        means = {name: sum(each[name] for each in terms) / count for name in terms[0]}
+        images = [losses.generated.detach() for losses in found if losses.generated is not None]
+        return means, torch.cat(images) if images else None  # pyrefly: ignore
+
+    def require_finite(self, since: tuple[int, float], share: float) -> None:
+        """
+        Args:
+            since: `made` and `skipped` of before.
+            share: of the updates since, so many may have been skipped; or five, or half of a few.
+
+        Raises:
+            NonFiniteLoss: more were. Every worker raises it alike.
+        """
+        made, skipped = self.made - since[0], float(self.skipped) - since[1]
+        if skipped > max(share * made, min(5, made // 2)):
+            raise NonFiniteLoss(
+                f"{skipped:.0f} of the last {made} updates had a gradient that is inf or nan, and were not made; the "
+                "last checkpoint is whole: go on with --resume and a lower --learning-rate, with --compute.precision "
+                "fp32, or with --redraw 1 if chance may have been to blame"
+            )

@@ -1,0 +1,98 @@
+"""Checkpoints on their way to storage, in a thread, while the training goes on."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+from facelab.errors import StoreError
+from facelab.trained import checkpoint
+
+_PAUSES = (5.0, 15.0, 30.0)
+"""Seconds before a store that failed is tried again; then the last of them each time."""
+PATIENCE_S = 1800.0
+"""So long a store may fail before the training does."""
+
+
+class Saver:
+    """Writes snapshots one after another; of those that wait, only the newest.
+
+    A store that fails is tried again for half an hour, with what is newest then, and the training goes on; a disk does
+    not mend itself and ends the run at once. The last whole checkpoint is as it was.
+    """
+
+    def __init__(self, place: str, keep: int):
+        self.place, self.keep = place, keep
+        self._waiting: tuple[checkpoint.Checkpoint, list[Callable[[], None]]] | None = None
+        self._changed = threading.Condition()
+        self._closing = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True, name="checkpoints")
+        self._thread.start()
+
+    def save(self, snapshot: checkpoint.Checkpoint, first: Callable[[], None]) -> None:
+        """Write a snapshot soon; `first` is called just before, in the thread, and again if that fails.
+
+        Raises:
+            StoreError: an earlier one could not be written.
+        """
+        with self._changed:
+            self._raise()
+            before = self._waiting[1] if self._waiting else []
+            self._waiting = snapshot, [*before, first]
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        """Wait until all is written; after that there is no saver any more.
+
+        Raises:
+            StoreError: it cannot be.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            while (job := self._next()) is not None:
+                self._write(*job)
+        except BaseException as error:  # raised by who saves next, or waits for the end
+            self._error = error
+
+    def _next(self) -> tuple[checkpoint.Checkpoint, list[Callable[[], None]]] | None:
+        with self._changed:
+            while self._waiting is None and not self._closing:
+                self._changed.wait()
+            job, self._waiting = self._waiting, None
+            return job
+
+    def _write(self, snapshot: checkpoint.Checkpoint, firsts: list[Callable[[], None]]) -> None:
+        began, tries = time.monotonic(), 0
+        while True:
+            try:
+                while firsts:
+                    firsts[0]()
+                    firsts.pop(0)
+                checkpoint.write(self.place, snapshot)
+                checkpoint.prune(self.place, self.keep)
+                if tries:
+                    print(f"checkpoint of step {snapshot.step}: written now", file=sys.stderr)
+                return
+            except StoreError as error:
+                if not self.place.startswith("s3://") or time.monotonic() - began > PATIENCE_S:
+                    raise
+                pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
+                print(f"checkpoint of step {snapshot.step}: {error}; the training goes on, again in {pause:g} s",
+                      file=sys.stderr)  # fmt: skip
+                tries += 1
+            time.sleep(pause)
+            with self._changed:
+                if self._waiting is not None:  # newer
+                    snapshot, later = self._waiting
+                    firsts, self._waiting = firsts + later, None
