@@ -78,6 +78,24 @@ class Notes:
         pass
 
 
+@contextmanager
+def dies_after(step: int):
+    """A training in this process is interrupted just after its checkpoint of this step, or the next one, was written."""
+    from facelab.training import loop
+    from facelab.training.saving import Saver
+
+    class Dying(Saver):
+        def save(self, snapshot, first):
+            super().save(snapshot, first)
+            if snapshot.step >= step:
+                self.__exit__(None, None, None)
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "Saver", Dying)
+        yield
+
+
 def write_faces(folder: Path, count: int, *, first: int = 0, size: int = 64, low: bool = False) -> Path:
     """A folder of sample faces, sharp or degraded, as PNG."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from botocore.stub import Stubber
-from conftest import Notes, write_faces, write_set
+from conftest import Notes, dies_after, write_faces, write_set
 from facelab import storage
 from facelab.config import build
 from facelab.data import shards
@@ -482,20 +482,15 @@ FEW = 8 * 6 * 13_056 / 2**30
 def test_a_resumed_training_sees_what_the_whole_one_saw(tmp_path, training_pairs, cache):
     """Through the cache and in windows, stopped in an epoch: bit for bit the same weights. Neither leaves a window."""
 
-    class Dies(Notes):
-        def metrics(self, step, values):
-            if step >= 17:
-                raise KeyboardInterrupt
-
     def left():
         return [file.parent.name for file in (tmp_path / "cache").glob("*/hr.u8")]
 
     found = run_training(sr_config(training_pairs, tmp_path / "whole", cache=cache, max_steps=40), Notes)
     assert found["n_pairs"] == 60
     assert ("n_copies" in found) == (cache == 1)
-    with pytest.raises(KeyboardInterrupt):
+    with dies_after(17), pytest.raises(KeyboardInterrupt):
         run_training(
-            sr_config(training_pairs, tmp_path / "parts", cache=cache, max_steps=40, checkpoint_every=17), Dies
+            sr_config(training_pairs, tmp_path / "parts", cache=cache, max_steps=40, checkpoint_every=17), Notes
         )
     assert len(left()) == 1  # the set, or what is held out of it
     run_training(sr_config(training_pairs, tmp_path / "parts", cache=cache, max_steps=40, resume=True), Notes)
@@ -510,7 +505,7 @@ def test_a_cache_that_would_give_another_order_is_refused_on_resuming(tmp_path, 
         out = tmp_path / name
         if not out.exists():
             run_training(sr_config(training_pairs, out, cache=cache), Notes)
-        with pytest.raises(UsageError, match=r"windows of .* give the --cache it was started with"):
+        with pytest.raises(UsageError, match=r"order of images \(--cache\) .* windows of .*: give what"):
             run_training(sr_config(training_pairs, out, cache=other, max_steps=5, resume=True), Notes)
     run_training(sr_config(training_pairs, tmp_path / "whole", cache=2, max_steps=5, resume=True), Notes)
 

@@ -157,7 +157,9 @@ def test_the_prior_follows_the_codes_of_real_faces():
 
 def test_recognition_trains_the_encoder_alone():
     network = StyleVAE(4, camera=True, channels=8, blocks=1)
-    recognition_loss(*network.recognise(torch.rand(4, 3, 64, 64) * 2 - 1)).backward()
+    recognition_loss(
+        *network.recognise(torch.rand(4, 3, 64, 64) * 2 - 1, torch.randn(4, network.noise_dim(64)))
+    ).backward()
     trained = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
     assert trained == {"style_encoder"}
 
@@ -173,7 +175,8 @@ def test_no_image_is_made_that_nobody_looks_at(monkeypatch, lambda_style):
     made = []
     generate = network.generate
     monkeypatch.setattr(network, "generate", lambda *given: made.append(1) or generate(*given))
-    total, terms = loss(torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 3, 16, 16) * 2 - 1)
+    lr, noise = torch.rand(4, 3, 16, 16) * 2 - 1, torch.randn(4, 2, network.noise_dim(64))
+    total, terms = loss(torch.rand(4, 3, 64, 64) * 2 - 1, lr, lr, noise)
     assert len(made) == (2 if lambda_style else 1)
     assert ("style" in terms) == bool(lambda_style)
     torch.testing.assert_close(total, sum(value for name, value in terms.items() if name.startswith("weighted_")))

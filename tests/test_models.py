@@ -332,7 +332,7 @@ def test_adain_switch_keeps_depth_and_width():
     assert names(on) - names(off) == {f"generator.blocks.{i}.affine.{p}" for i in range(2) for p in ("weight", "bias")}
     assert off.generator.blocks[0].first.in_channels == 16 + 32
     for network in (on, off):
-        out = network(rand(2, 3, 64, 64).tanh(), rand(2, 3, 16, 16).tanh())
+        out = network(rand(2, 3, 64, 64).tanh(), rand(2, 3, 16, 16).tanh(), rand(2, network.noise_dim(64)))
         assert out.generated.shape == (2, 3, 16, 16)
         assert out.mu.shape == out.logvar.shape == (2, 32)
 
@@ -464,7 +464,7 @@ def test_bf16_autocast_stays_finite():
     network, score = StyleVAE(channels=16, blocks=1), StatisticsNetwork(8)
     with torch.autocast("cpu", torch.bfloat16):
         lr = rand(4, 3, 16, 16).tanh()
-        out = network(rand(4, 3, 64, 64).tanh(), lr)
+        out = network(rand(4, 3, 64, 64).tanh(), lr, rand(4, network.noise_dim(64)))
         mi = donsker_varadhan(score(lr, out.generated), score(lr[derangement(4)], out.generated))
         terms = [kl_divergence(out.mu, out.logvar), gram_matrix(out.generated).sum(), mi]
     for term in terms:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray.train
 import torch
-from conftest import ROOT, Notes
+from conftest import ROOT, Notes, dies_after
 from facelab.config import build
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import StoreError, UsageError
@@ -85,14 +85,9 @@ def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, l
             return degrader_config(hr_folder, lr_folder, out, **CAMERA, **values)
         return degrader_config(hr_folder, lr_folder, out, model=stage, **values)
 
-    class Dies(Notes):
-        def metrics(self, step, values):
-            if step >= stop:  # just after the checkpoint of that step
-                raise KeyboardInterrupt
-
     run_training(config(tmp_path / "whole", max_steps=6), Notes)
-    with pytest.raises(KeyboardInterrupt):
-        run_training(config(tmp_path / "parts", max_steps=6, checkpoint_every=stop), Dies)
+    with dies_after(stop), pytest.raises(KeyboardInterrupt):
+        run_training(config(tmp_path / "parts", max_steps=6, checkpoint_every=stop), Notes)
     assert not (tmp_path / "parts" / "model").exists()
     with pytest.raises(UsageError, match="--resume"):
         run_training(config(tmp_path / "parts", max_steps=6), Notes)
@@ -101,6 +96,8 @@ def test_resume_equals_the_uninterrupted_run(stage, stop, tmp_path, hr_folder, l
     whole, parts = (checkpoint.newest(str(tmp_path / name / "checkpoints")) for name in ("whole", "parts"))
     assert_equal(whole.networks, parts.networks)
     for name, state in whole.optimisers.items():
+        if name == "scaler":
+            continue
         for index, values in state["state"].items():
             assert_equal(values, parts.optimisers[name]["state"][index])
     assert_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
@@ -114,20 +111,15 @@ def test_a_run_wrapped_up_at_its_checkpoint_gives_the_weights_of_that(model, tmp
     """Stopped inside an epoch, and not trained on: the average at the checkpoint is validated and saved; not the initial
     weights, nor, where the last ones are wanted, those of the epoch before."""
 
-    class Dies(Notes):
-        def metrics(self, step, values):
-            if step >= stop:
-                raise KeyboardInterrupt
-
     # Two updates of 54 faces are no epoch; sixteen are one and two more.
     for stop in (2, 16):
         out = tmp_path / str(stop)
-        with pytest.raises(KeyboardInterrupt):
-            run_training(sr_config(hr_folder, out, model=model, max_steps=50, checkpoint_every=2), Dies)
+        with dies_after(stop), pytest.raises(KeyboardInterrupt):
+            run_training(sr_config(hr_folder, out, model=model, max_steps=50, checkpoint_every=2), Notes)
         saved, notes = checkpoint.newest(str(out / "checkpoints")), Notes()
         assert saved.step == stop
         found = run_training(sr_config(hr_folder, out, model=model, max_steps=stop, resume=True), lambda: notes)  # noqa: B023
-        average = {k.removeprefix("average.module."): v for k, v in saved.networks.items() if k.startswith("average.m")}
+        average = {k.removeprefix("average."): v for k, v in saved.networks.items() if k.startswith("average.")}
         assert notes.values["val/psnr_rgb"][-1][0] == stop
         if stop == 2 or model == "srgan":
             assert found["best_step"] == stop
@@ -155,7 +147,7 @@ def test_watched_pairs_are_logged_and_change_nothing(ray_local, tmp_path, hr_fol
     last = checkpoint.newest(str(tmp_path / "watching" / "checkpoints"))
     network = build_sr("attentive", 4, **config.network_options).eval()
     network.load_state_dict(
-        {k.removeprefix("average.module."): v for k, v in last.networks.items() if k.startswith("average.module.")}
+        {k.removeprefix("average."): v for k, v in last.networks.items() if k.startswith("average.")}
     )
     truth = load_pairs(pairs[1])
     expected = float(psnr(super_resolve(network, truth.lr), truth.hr).mean())
@@ -168,9 +160,12 @@ def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):
     """Preset paper_mini: content and style are within a factor of 100 at step 0. KL and MI start near 0 by construction."""
     config = degrader_config(hr_folder, lr_folder, tmp_path, preset="paper_mini")
     stage = StyleVAEStage(config, load_faces(config.hr, 64), load_faces(config.lr, 16))
-    context = LocalContext(str(tmp_path), show_progress=False)
+    context = LocalContext(show_progress=False)
     stage.prepare(context, config.compute)
-    terms = {k: float(v.detach()) for k, v in stage.step(0, Update(context, config.compute)).items()}
+    terms = {
+        k: float(v.detach())
+        for k, v in stage.step(0, Update(context, config.compute, stage.networks, stage.optimisers)).items()
+    }
     assert 0.01 < terms["weighted_style"] / terms["weighted_content"] < 100
     assert 0 < terms["kl"] < 0.1
     assert abs(terms["mi"]) < 0.01
@@ -179,7 +174,7 @@ def test_step_at_zero_is_balanced(tmp_path, hr_folder, lr_folder):
 def test_losses_fall(tmp_path, hr_folder, lr_folder):
     notes = Notes()
     config = sr_config(hr_folder, tmp_path / "sr", model="edsr", max_steps=40, learning_rate=2e-3)
-    train(SRStage(config, load_faces(config.hr, 64)), config, LocalContext(config.output, show_progress=False), notes)
+    train(SRStage(config, load_faces(config.hr, 64)), config, LocalContext(show_progress=False), notes)
     losses = [value for _, value in notes.values["train/loss"]]
     assert len(losses) == 40
     assert np.mean(losses[-8:]) < 0.8 * np.mean(losses[:8])
@@ -187,7 +182,7 @@ def test_losses_fall(tmp_path, hr_folder, lr_folder):
     notes = Notes()
     config = degrader_config(hr_folder, lr_folder, tmp_path / "d", max_steps=40, learning_rate=2e-3)
     stage = StyleVAEStage(config, load_faces(config.hr, 64), load_faces(config.lr, 16))
-    train(stage, config, LocalContext(config.output, show_progress=False), notes)
+    train(stage, config, LocalContext(show_progress=False), notes)
     style = [value for _, value in notes.values["train/style"]]
     assert np.mean(style[-8:]) < 0.5 * np.mean(style[:8])
     mi = [value for _, value in notes.values["train/mi"]]
@@ -200,7 +195,7 @@ def test_a_degrader_is_judged_by_so_many_real_faces_whose_moments_are_computed_o
     for count in (2, 100):
         config = degrader_config(hr_folder, lr_folder, tmp_path, validation_images=count)
         stage = StyleVAEStage(config, hr, lr)
-        stage.prepare(LocalContext(str(tmp_path), show_progress=False), config.compute)
+        stage.prepare(LocalContext(show_progress=False), config.compute)
         seen, pooled = [], stage.judge.pooled
         stage.judge.pooled = lambda images: seen.append(len(images)) or pooled(images)  # noqa: B023
         values[count] = [stage.validate(stage.networks["main"]) for _ in range(2)]
@@ -229,9 +224,9 @@ def sr_stage(hr_folder, out, **values) -> tuple[SRStage, Update]:
     config = sr_config(hr_folder, out, **values)
     real_lr = load_faces(config.lr, config.lr_size) if config.lr else None
     stage = SRStage(config, load_faces(config.hr, config.hr_size), real_lr)
-    context = LocalContext(config.output, show_progress=False)
+    context = LocalContext(show_progress=False)
     stage.prepare(context, config.compute)
-    return stage, Update(context, config.compute, config.optimiser.clip)
+    return stage, Update(context, config.compute, stage.networks, stage.optimisers, config.optimiser.clip)
 
 
 def copies(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -321,7 +316,7 @@ def test_gradients_are_clipped_to_theta_over_the_learning_rate(tmp_path, hr_fold
     options = {"clip": 1e-6, "name": "sgd", "weight_decay": 0.0}
     stage, _ = sr_stage(hr_folder, tmp_path, model="vdsr", optimiser=options, max_steps=1)
     before = copies(stage.networks["main"])
-    train(stage, stage.config, LocalContext(stage.config.output, show_progress=False), Notes())
+    train(stage, stage.config, LocalContext(show_progress=False), Notes())
     moved = [(a - b).abs().max() for a, b in zip(before.values(), copies(stage.networks["main"]).values(), strict=True)]
     assert float(max(moved)) == pytest.approx(1e-6, abs=1.5e-8)
     gradients = torch.cat([p.grad.flatten() for p in stage.networks["main"].parameters()])
@@ -414,7 +409,7 @@ def test_compiling_without_a_compiler_is_said_and_survived(tmp_path, hr_folder, 
 def test_damaged_checkpoints_are_refused(tmp_path, hr_folder):
     """A truncated checkpoint is passed over for the one before; when none is whole, the run does not start anew."""
     run_training(sr_config(hr_folder, tmp_path, checkpoint_every=2), Notes)
-    before, newest = sorted((tmp_path / "checkpoints").iterdir())
+    before, newest = sorted((tmp_path / "checkpoints").glob("step-*"))
 
     def truncate(place: Path) -> None:
         file = place / "networks.safetensors"
@@ -496,7 +491,7 @@ def test_two_workers_train_a_gan(ray_local, tmp_path, hr_folder, lr_folder):
         assert state.step == 4
         assert all(torch.isfinite(value.float()).all() for value in state.networks.values())
         assert any(key.startswith("networks.discriminator.") for key in state.networks)
-        assert set(state.optimisers) == {"main", "discriminator"}
+        assert set(state.optimisers) == {"main", "discriminator", "scaler"}
 
 
 def test_workers_that_find_no_room_are_refused(ray_local, tmp_path, hr_folder):
@@ -547,9 +542,9 @@ def test_a_store_that_stays_away_from_one_worker_is_told(ray_local, tmp_path, hr
 
 def test_a_gpu_that_is_not_there_or_not_wanted(tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="no GPU that torch can use"):
-        LocalContext(str(tmp_path), gpu=True)
+        LocalContext(gpu=True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    devices = [LocalContext(str(tmp_path), gpu=gpu).device.type for gpu in (None, True, False)]
+    devices = [LocalContext(gpu=gpu).device.type for gpu in (None, True, False)]
     assert devices == ["cuda", "cuda", "cpu"]
 
 

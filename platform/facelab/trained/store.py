@@ -85,11 +85,11 @@ def load_model(uri: str, kind: str) -> TrainedModel:
 
 
 def _from_checkpoint(folder: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Before the first validation, the moving average stands for the best network."""
+    """Before the first validation, the moving average stands for the best network, if there is one."""
     state = checkpoint.read(folder)
-    prefix = "average."
-    average = {k.removeprefix(prefix): v for k, v in state.networks.items() if k.startswith(prefix)}
-    weights = state.best_network or average
+    weights = state.best_network
+    for prefix in ("average.", "networks.main."):
+        weights = weights or {k.removeprefix(prefix): v for k, v in state.networks.items() if k.startswith(prefix)}
     return state.model | {"sha256": hashlib.sha256(save(weights)).hexdigest()}, weights
 
 

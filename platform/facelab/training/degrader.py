@@ -178,7 +178,7 @@ class DegraderStage:
                     "unless their shards say otherwise): give more faces or a smaller --batch-size"
                 )
         order = order_of(hr=self.hr, lr=self.lr)
-        self.images = {"images": self.facts["data_hash"], "order of images": order}
+        self.images = {"images": self.facts["data_hash"], "order of images (--cache)": order}
         self.steps_per_epoch = -(-len(self.hr) // config.batch_size)
         torch.manual_seed(config.seed)
         network = build_degrader(config.model, config.scale, **config.network_options)

@@ -77,8 +77,9 @@ TrainingImages = ImageSet | Windows | OnDevice
 
 
 def order_of(**read: TrainingImages | None) -> str:
-    """What decides the order of these images beside seed and step; empty where none are read in windows."""
-    return ", ".join(f"{k} in windows of {v.most_rows} images" for k, v in read.items() if isinstance(v, Windows))
+    """What decides the order of these images beside seed and step."""
+    windows = [f"{k} in windows of {v.most_rows} images" for k, v in read.items() if isinstance(v, Windows)]
+    return ", ".join(windows) or "whole sets"
 
 
 def on_device(data: TrainingImages, device: torch.device, gibibytes: float) -> TrainingImages:

@@ -3,7 +3,7 @@ trains."""
 
 import math
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -69,10 +69,8 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     if state.scaler:
         update.scaler.load_state_dict(state.scaler)
     history = History(context, config.batch_size)
-    saver = None
     if not context.rank:
         logger.begin(state.step)
-        saver = Saver(place, config.keep_checkpoints)
     pace, last, checked = Pace(context, config, state.step), total_steps(stage, config), (0, 0.0)
 
     def judge() -> dict[str, float]:
@@ -97,10 +95,13 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
             saver.save(state.snapshot(update), lambda: tell(logger))
         pace.saved()
 
-    if state.step >= last and state.best.get("step") != state.step:
-        judge()  # stopped before it was judged, and now told to make do with that
-        save()
-    with closing(context.progress(last, state.step)) as progress:
+    with (
+        nullcontext() if context.rank else Saver(place, config.keep_checkpoints) as saver,
+        closing(context.progress(last, state.step)) as progress,
+    ):
+        if state.step >= last and state.best.get("step") != state.step:
+            judge()  # stopped before it was judged, and now told to make do with that
+            save()
         while state.step < last:
             update.progress = state.step / last
             set_learning_rate(stage.optimisers.values(), config.optimiser, update.progress)
@@ -122,10 +123,6 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
             if due:
                 save()
             if ends and state.step < last:
-                if saver is not None:
-                    saver.finish()
                 print(f"told to end: saved at step {state.step} of {last}; --resume goes on", file=sys.stderr)
                 raise SystemExit(TERMINATED)
-    if saver is not None:
-        saver.finish()
     return TrainResult(state.step, state.best, state.best_network.cpu().eval())

@@ -4,12 +4,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Self
 
 from facelab.errors import StoreError
 from facelab.trained import checkpoint
 
 _PAUSES = (5.0, 15.0, 30.0)
 """Seconds before a store that failed is tried again; then the last of them each time."""
+_LAST_S = 60.0
+"""So long a training that fails waits for what is being written."""
 PATIENCE_S = 1800.0
 """So long a store may fail before the training does."""
 
@@ -42,8 +45,11 @@ class Saver:
             self._waiting = snapshot, [*before, first]
             self._changed.notify_all()
 
-    def finish(self) -> None:
-        """Wait until all is written; after that there is no saver any more.
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Wait until all is written; but a training that fails, or is interrupted, is not held up for long.
 
         Raises:
             StoreError: it cannot be.
@@ -51,8 +57,10 @@ class Saver:
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
-        self._raise()
+        ends_well = error is None or isinstance(error, SystemExit)
+        self._thread.join(None if ends_well else _LAST_S if isinstance(error, Exception) else 0)
+        if ends_well:
+            self._raise()
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -216,7 +216,7 @@ class SRStage:
             raise UsageError(
                 f"{config.lr}: no face left to train on (90 %, unless their shards say otherwise): give more"
             )
-        self.images = {"images": data.hash[:16], "order of images": order_of(hr=self.train, lr=self.real_lr)}
+        self.images = {"images": data.hash[:16], "order of images (--cache)": order_of(hr=self.train, lr=self.real_lr)}
         self.images |= {} if real_lr is None else {"real LR images": real_lr.hash[:16]}
         self.steps_per_epoch = -(-len(self.train) // config.batch_size)
         torch.manual_seed(config.seed)

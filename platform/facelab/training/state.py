@@ -65,7 +65,7 @@ class TrainingState:
     def images(self) -> dict[str, str]:
         """What decided which images each step saw."""
         c = self.config
-        return {"seed": str(c.seed), "batch size": str(c.batch_size), **self.stage.images}
+        return {"--seed": str(c.seed), "--batch-size": str(c.batch_size), **self.stage.images}
 
     def snapshot(self, update: Update) -> checkpoint.Checkpoint:
         """All of it as it is now, copied to the CPU.
@@ -107,8 +107,8 @@ class TrainingState:
         for name, now in self.images().items():
             if (was := saved.images.get(name, "none")) != now:
                 raise UsageError(
-                    f"--resume: {self.config.output} was begun with {name} {was}, and this would be {now}, which is "
-                    "another training: give what it was begun with, or another --output"
+                    f"--resume: {self.config.output} was begun with {name} {was}, and this would be {now}: "
+                    "give what it was begun with, or another --output"
                 )
         parts: dict[str, nn.Module] = {"networks": self.stage.networks}
         if self.config.ema_decay:
