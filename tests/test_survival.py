@@ -107,9 +107,10 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path, hr_folder, monkeypa
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains_and_resumes_with_its_scale(tmp_path, hr_folder, precision):
-    options = {"compute": {"precision": precision}, "max_steps": 12, "checkpoint_every": 6}
+    options = {"compute": {"precision": precision}, "hr_size": 16, "batch_size": 2}  # slow on a CPU
+    options |= {"max_steps": 8, "checkpoint_every": 4, "validation_images": 2}
     run_training(config_of(hr_folder, tmp_path / "whole", **options), Notes)
-    with dies_after(6), pytest.raises(KeyboardInterrupt):
+    with dies_after(4), pytest.raises(KeyboardInterrupt):
         run_training(config_of(hr_folder, tmp_path / "parts", **options), Notes)
     run_training(config_of(hr_folder, tmp_path / "parts", **options, resume=True), Notes)
     assert_equal(weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts"))
@@ -296,7 +297,8 @@ def test_a_terminated_training_saves_first_and_goes_on_bit_for_bit(tmp_path, hr_
     assert job.stderr is not None
     shown = ""
     while "epoch" not in shown:  # of the progress bar
-        assert (read := job.stderr.read(1)), shown
+        read = job.stderr.read(1)
+        assert read, shown
         shown += read
     job.send_signal(signal.SIGTERM)
     said = job.communicate()[1]
