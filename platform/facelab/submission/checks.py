@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from facelab.config import JobConfig, flatten, places, without_secret
 from facelab.errors import UsageError
 
+ANSWER = "facelab-probe "
+"""How the line begins, in the log of the job that looks around on a cluster, that holds its answer in JSON."""
 _LARGEST = 10
 """Files named where an upload is too large."""
 

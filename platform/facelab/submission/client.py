@@ -23,9 +23,9 @@ from facelab.job import DONE, FAILED, TERMINATED
 UPLOAD_LIMIT = ray_constants.DASHBOARD_CLIENT_MAX_SIZE
 _CONNECT_S, _POLL_S, _STOP_S = 5, 0.5, 60
 
-# Every file that it packs or leaves out.
-for _name in ("ray.dashboard", "ray._private.runtime_env"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
+# That they pack, upload, and what they leave out.
+for _name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
+    logging.getLogger(f"ray.{_name}").setLevel(logging.ERROR)
 
 
 def uploaded_files(folder: Path, runtime_env: dict[str, Any]) -> dict[str, int]:

@@ -16,11 +16,9 @@ from facelab import storage
 from facelab.cluster import ray_session
 from facelab.config import JobConfig, places, without_secret
 from facelab.errors import UsageError
-from facelab.submission.checks import Check, NodeType, checked, demand_of, room
+from facelab.submission.checks import ANSWER, Check, NodeType, checked, demand_of, room
 from facelab.tracking.client import experiment_id, tracking_uri
 
-ANSWER = "facelab-probe "
-"""How the line begins that holds the answer, in JSON."""
 _IMPATIENT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _KIND = "ray.io/node-group"
 """Ray's label of a node that an autoscaler started: the name of its type."""
@@ -36,28 +34,29 @@ def probe(config: JobConfig, packages: dict[str, str], grows: bool) -> None:
         grows: the user's word for it that there is an autoscaler.
     """
     os.environ.update(_IMPATIENT)
-    answer: dict[str, Any] = {"experiment": None}
-    checks = [checked("the output is free", _output_is_free, config)]
-    try:
-        uri = tracking_uri(config)
-    except UsageError as error:
-        checks.append(Check("the tracking URI", str(error)))
-        uri = None
-    with ray_session():
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        if demand := demand_of(config):
-            types = node_types()
-            resources = [node["Resources"] for node in nodes]
-            checks.append(checked("resources", room, demand, resources, *(types or (None, None)), grows))
-        if uri and not uri.startswith("sqlite:"):
-            checks.append(checked("MLflow, from the head", _note_experiment, answer, uri, config.experiment))
-        checks += _looks_from(_one_of_each_kind(nodes), config, uri, packages)
-        answer |= {"uri": without_secret(uri or ""), "head": "head" in ray.cluster_resources()}
+    answer: dict[str, Any] = {}
+    checks = [
+        checked("the output is free", _output_is_free, config),
+        checked("MLflow, from the driver", _note_tracking, answer, config),
+    ]
+    if not any(check.wrong for check in checks):
+        with ray_session():
+            answer |= {"head": "head" in ray.cluster_resources()}
+            checks += _looks(config, answer["uri"], packages, grows)
+    answer |= {"uri": without_secret(answer.get("uri", ""))}
     print(ANSWER + json.dumps(answer | {"checks": [vars(check) for check in checks]}))
 
 
-def _note_experiment(answer: dict[str, Any], uri: str, name: str) -> None:
-    answer["experiment"] = experiment_id(uri, name)
+def _note_tracking(answer: dict[str, Any], config: JobConfig) -> str:
+    answer |= {"uri": tracking_uri(config), "experiment": None}
+    if _on_server(answer["uri"]):
+        answer |= {"experiment": experiment_id(answer["uri"], config.experiment)}
+    return without_secret(answer["uri"])
+
+
+def _on_server(uri: str) -> bool:
+    """A SQLite file would be made by looking at it."""
+    return not uri.startswith("sqlite:")
 
 
 def _output_is_free(config: JobConfig) -> None:
@@ -89,21 +88,23 @@ def _one_of_each_kind(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({node["Labels"].get(_KIND): node for node in workers or nodes}.values())
 
 
-def _looks_from(
-    nodes: list[dict[str, Any]], config: JobConfig, uri: str | None, packages: Mapping[str, str]
-) -> list[Check]:
-    written = [config.output]
-    if uri and uri.startswith("sqlite:///"):
-        written.append(str(Path(uri.removeprefix("sqlite:///")).parent))
+def _looks(config: JobConfig, uri: str, packages: Mapping[str, str], grows: bool) -> list[Check]:
+    """At the cluster, and from its workers."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
     checks: list[Check] = []
-    for node in nodes:
-        affinity = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    if demand := demand_of(config):
+        types, most = node_types() or (None, None)
+        resources = [node["Resources"] for node in nodes]
+        checks.append(checked("resources", room, demand, resources, types, most, grows))
+        if checks[-1].wrong:
+            return checks
+    written = [config.output, *([] if _on_server(uri) else [str(Path(uri.removeprefix("sqlite:///")).parent)])]
+    for node in _one_of_each_kind(nodes):
+        look = _look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         marks: dict[str, str] = {}
         try:
-            for place in written:
-                checks.append(checked(f"{place} can be written by the driver", _leave_mark, marks, place))
-            look = _look.options(scheduling_strategy=affinity)
-            checks += ray.get(look.remote(config, node["NodeManagerAddress"], marks, uri, packages))
+            left = [checked(f"{place}: the driver can write", _leave_mark, marks, place) for place in written]
+            checks += left + ray.get(look.remote(config, node["NodeManagerAddress"], marks, uri, packages))
         finally:
             for mark in marks.values():
                 storage.delete(mark)
@@ -121,17 +122,15 @@ def _leave_mark(marks: dict[str, str], place: str) -> None:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look(
-    config: JobConfig, node: str, marks: dict[str, str], uri: str | None, packages: Mapping[str, str]
-) -> list[Check]:
+def _look(config: JobConfig, node: str, marks: dict[str, str], uri: str, packages: Mapping[str, str]) -> list[Check]:
     """From the node that this runs on, which `node` names."""
     os.environ.update(_IMPATIENT)
     checks = [checked(f"{node}: packages as in uv.lock", _same_packages, node, packages)]
     for place, mark in marks.items():
-        checks.append(checked(f"{node}: {place} can be written", _find_mark, node, place, mark))
+        checks.append(checked(f"{place}: {node} can write", _find_mark, node, place, mark))
     for option, place in places(config):
         checks.append(checked(f"{node}: --{option} is there", _require, node, option, place))
-    if uri and not uri.startswith("sqlite:"):
+    if _on_server(uri):
         checks.append(checked(f"{node}: MLflow answers", _answers, uri, config.experiment))
     return checks
 

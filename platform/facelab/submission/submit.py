@@ -21,6 +21,7 @@ from facelab.errors import UsageError
 from facelab.job import DONE, INTERRUPTED, UNUSABLE
 from facelab.submission import client as ray_jobs
 from facelab.submission.checks import (
+    ANSWER,
     Check,
     checked,
     config_file,
@@ -29,7 +30,6 @@ from facelab.submission.checks import (
     upload,
     works_on_workers,
 )
-from facelab.submission.probe import ANSWER
 from facelab.version import git_sha
 
 _PACKAGES = ("ray", "torch", "mlflow")
