@@ -27,6 +27,7 @@ FLOORS = [
     {"synthesis", "training", "evaluation"},
     {"reports"},
     {"experiments"},
+    {"submission"},
 ]
 FILES = [*FACELAB.rglob("*.py"), *(ROOT / "models").glob("*.py")]
 
@@ -112,6 +113,9 @@ def test_heavy_libraries_stay_where_they_belong():
         "platform/facelab/cluster.py",
         "platform/facelab/data/work.py",
         "platform/facelab/experiments/sweep.py",
+        "platform/facelab/submission/client.py",
+        "platform/facelab/submission/probe.py",
+        "platform/facelab/submission/submit.py",
         "platform/facelab/training/ray_train.py",
     }
     assert {Path(name).parent.name for name in files_importing("mlflow")} == {"tracking"}

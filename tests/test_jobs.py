@@ -52,7 +52,7 @@ def job_of(file: Path) -> Job:
     return found
 
 
-ENTRIES = [file for file in sorted((ROOT / "jobs").glob("*.py")) if file.stem != "__init__"]
+ENTRIES = [file for file in sorted((ROOT / "jobs").glob("*.py")) if file.stem not in ("__init__", "submit")]
 JOBS = [job_of(file) for file in ENTRIES]
 
 

@@ -114,7 +114,7 @@ class JobConfig(Config):
     def check_files(self) -> None:
         """Refuse an --output that is one of the inputs, or above or below one, as it would replace what is read, or be
         read itself the next time; or where it would replace a file of the user's."""
-        for name, uri in _places(self):
+        for name, uri in places(self):
             if storage.within(self.output, uri) or storage.within(uri, self.output):
                 raise UsageError(
                     f"--output {self.output} and --{name} {uri} are the same place, or one lies in the other: choose "
@@ -171,12 +171,12 @@ class ActorConfig(JobConfig):
 J = TypeVar("J", bound=JobConfig)
 
 
-def _places(config: BaseModel, group: str = "") -> Iterator[tuple[str, str]]:
+def places(config: BaseModel, group: str = "") -> Iterator[tuple[str, str]]:
     """(option, URI) of every input: what is marked as a place but for the output."""
     for name, field in type(config).model_fields.items():
         option, value = f"{group}{name.replace('_', '-')}", getattr(config, name)
         if isinstance(value, BaseModel):
-            yield from _places(value, f"{option}.")
+            yield from places(value, f"{option}.")
         elif name != "output" and (_is_place(field.metadata) or _is_marked(field.annotation)):
             for uri in (value,) if isinstance(value, str) else value or ():
                 if uri.startswith(("/", "s3://")):  # no name of something built in, and not MLflow's

@@ -1,5 +1,6 @@
 """Where MLflow is: the tracking URI of a job, and a client that is set to it."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import mlflow
 from mlflow import MlflowClient
 
-from facelab.config import JobConfig
+from facelab import storage
+from facelab.config import JobConfig, without_secret
 from facelab.errors import UsageError
 
 # It would look for a project in the working folder and copy its lock file; our requirements are given in full. In a
@@ -18,18 +20,66 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip, which an environment by uv lacks
 
 
+def submission_id() -> str | None:
+    """Of the submitted job whose driver this process is, as Ray tells it alone; None in any other process."""
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return told.get("metadata", {}).get("job_submission_id")
+
+
 def tracking_uri(config: JobConfig) -> str:
-    """--tracking-uri, MLFLOW_TRACKING_URI, else the job's SQLite file."""
-    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        if uri.startswith("file:") or "://" not in uri:
-            raise UsageError(
-                f"--tracking-uri {uri}: MLflow no longer writes folders: give sqlite:///FILE or http://HOST"
-            )
-        if uri.startswith("sqlite:///"):  # workers have other working folders
-            return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    """--tracking-uri, MLFLOW_TRACKING_URI, else the job's SQLite file; of a submitted job, mlflow.db beside --output.
+
+    Raises:
+        UsageError: MLflow writes no folders; what a submitted job would write into the folder that it was unpacked to
+            dies with it.
+    """
+    uri = config.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_database(config)}"
+    if uri.startswith("file:") or "://" not in uri:
+        raise UsageError(f"--tracking-uri {uri}: MLflow no longer writes folders: give sqlite:///FILE or http://HOST")
+    if not uri.startswith("sqlite:///"):
         return uri
-    return f"sqlite:///{config.database()}"
+    file = Path(uri.removeprefix("sqlite:///")).absolute()  # workers have other working folders
+    if submission_id() and _dies_with_the_job(file):
+        raise UsageError(
+            f"{uri}: lies in the folder that the submitted job was unpacked to, which dies with it: give "
+            "--tracking-uri http://HOST:5000, or an --output that all nodes share by its absolute path"
+        )
+    return f"sqlite:///{file}"
+
+
+def _database(config: JobConfig) -> Path:
+    """The SQLite file where no tracking URI is given."""
+    own = config.database()
+    if submission_id() is None or not _dies_with_the_job(own):
+        return own
+    if config.output.startswith("s3://"):
+        raise UsageError(
+            "no tracking URI, and a SQLite file would die with the submitted job: give --tracking-uri "
+            "http://HOST:5000, or set MLFLOW_TRACKING_URI on the cluster's nodes"
+        )
+    return Path(config.output).with_name("mlflow.db")
+
+
+def _dies_with_the_job(file: Path) -> bool:
+    """Whether it lies in the working folder, which of a submitted job is the one that it was unpacked to."""
+    return storage.within(str(file), os.getcwd())
+
+
+def experiment_id(uri: str, name: str) -> str | None:
+    """Of an MLflow experiment; None while there is none of that name.
+
+    Raises:
+        UsageError: MLflow does not answer, or does not let us in.
+    """
+    try:
+        found = client_of(uri).get_experiment_by_name(name)
+    except mlflow.MlflowException as error:
+        reason = without_secret(str(error).splitlines()[0])[:200]
+        raise UsageError(
+            f"{without_secret(uri)}: MLflow cannot be reached: {reason}: start it, or set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD on the nodes if it wants a login"
+        ) from error
+    return found.experiment_id if found else None
 
 
 def client_of(uri: str) -> MlflowClient:
