@@ -64,7 +64,7 @@ class Notes:
     def __init__(self):
         self.values: dict[str, list[tuple[int, float]]] = {}
 
-    def begin(self, step):
+    def begin(self, step, total):
         pass
 
     def metrics(self, step, values):

@@ -90,6 +90,8 @@ class JobConfig(Config):
     """Every random draw derives from it."""
     tracking_uri: str | None = None
     """MLflow tracking URI; default MLFLOW_TRACKING_URI, else a SQLite file: outputs/mlflow.db in this folder."""
+    tracking_patience: float = Field(default=10, ge=0)
+    """Minutes that a finished job waits for an MLflow that is away. Nothing waits for it before."""
     experiment: str = "facelab"
     """MLflow experiment."""
     dry_run: bool = False
@@ -105,6 +107,11 @@ class JobConfig(Config):
         if self.preset not in self.PRESETS:
             raise ValueError(f"preset {self.preset!r} is unknown{nearest(self.preset, self.PRESETS)}")
         return self
+
+    @property
+    def resumes(self) -> bool:
+        """Whether it goes on with what an earlier run of it began, and with the same MLflow run."""
+        return False
 
     def check_output(self) -> None:
         """Refuse an --output that must not be written to; before anything is."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from facelab import storage
 from facelab.config import JobConfig, parse, to_yaml, without_secret
-from facelab.errors import UsageError
+from facelab.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from facelab.tracking.runs import JobRun
@@ -63,7 +63,7 @@ class Job(Generic[C]):
             if (usage := _usage_error(error)) is not None:
                 text = str(usage).splitlines()[0].split(_RAYS_ADVICE)[0]
                 print(f"error: {without_secret(text)}", file=sys.stderr)
-                return UNUSABLE
+                return FAILED if isinstance(usage, StoreError) else UNUSABLE  # a store may be back for the next try
             print(without_secret(traceback.format_exc()), file=sys.stderr)
             print(f"error: jobs.{self.name} failed: {without_secret(str(error))}", file=sys.stderr)
             return FAILED
@@ -82,12 +82,11 @@ class Job(Generic[C]):
             storage.delete(storage.join(config.output, "summary.json"))  # of an earlier run, which this one replaces
             storage.write_text(storage.join(config.output, "config.yaml"), to_yaml(config))
             summary = self.work(config, run) | {"mlflow_run_id": run.id}
-            run.summary(summary)
             # JSON knows no infinity, which is the PSNR of equal images.
             plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in summary.items()}
             text = json.dumps(plain, indent=2)
-            run.text(text, "summary.json")
             storage.write_text(storage.join(config.output, "summary.json"), text)
+            run.conclude(summary, text)
         return summary
 
 
@@ -100,7 +99,7 @@ def _usage_error(error: BaseException | None) -> UsageError | None:
     """The user's error, also from inside the wrappers that Ray puts around what its workers raise; or a full disk."""
     while error is not None:
         if isinstance(error, OSError) and (hint := storage.hint_for(error)):
-            return UsageError(f"{error}: {hint}")
+            return StoreError(f"{error}: {hint}")
         if hasattr(error, "cause"):  # RayTaskError: also an instance of what it wraps, but its text is a traceback
             error = error.cause
         elif isinstance(error, UsageError):

@@ -18,12 +18,10 @@ from facelab.data.faces import LimitsConfig
 from facelab.errors import StoreError, UsageError
 from facelab.experiments.steps import Step
 from facelab.job import Job
-from facelab.tracking.logger import RunLogger
 from facelab.tracking.runs import JobRun, end_stopped_trials
 from facelab.training.config import TrainConfig
 from facelab.training.degrader import DegraderStage, TrainDegraderConfig
-from facelab.training.job import check_inputs, training_plan
-from facelab.training.launch import run_training
+from facelab.training.job import check_inputs, train, training_plan
 from facelab.training.sr import SRStage, TrainSRConfig
 from facelab.training.update import NonFiniteLoss
 from models.stylevae_loss import LossWeights
@@ -142,7 +140,6 @@ def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gp
     values |= {"tracking_uri": tracking_uri, "experiment": config.experiment, "workers": config.workers}
     values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
     values |= {"max_steps": config.max_steps} if config.max_steps else {}
-    values["checkpoint_every"] = 10**9  # only at the ends of epochs, where the metric is known: ASHA needs it
     values |= {"max_rejected": config.max_rejected, "allow_enlarged": config.allow_enlarged}
     values["resume"] = True  # what Tune restarts goes on
     values["compute"] = {"cpus_per_worker": config.cpus_per_trial, "gpu": gpu}
@@ -150,20 +147,7 @@ def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gp
 
 
 def _train(config: TrainConfig, run: JobRun) -> dict[str, Any]:
-    if config.workers:
-        return run_training(config, lambda: run.logger(config.output), ray_callbacks=[TuneReportCallback()])
-    return run_training(config, lambda: _TuneLogger(run.uri, run.id, config.output))
-
-
-class _TuneLogger(RunLogger):
-    """Also tells Tune, for a trial that trains in its own process."""
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        super().metrics(step, values)
-        validated = {name.removeprefix("val/"): value for name, value in values.items() if name.startswith("val/")}
-        if validated:
-            self.flush()  # Tune may end this process at its report
-            tune.report(validated | {"step": step})
+    return train(config, run, ray_callbacks=[TuneReportCallback()] if config.workers else [], report=tune.report)
 
 
 def _gpus(config: SweepConfig) -> float:

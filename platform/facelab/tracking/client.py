@@ -1,5 +1,6 @@
 """Where MLflow is: the tracking URI of a job, and a client that is set to it."""
 
+import fcntl
 import json
 import logging
 import os
@@ -82,12 +83,32 @@ def experiment_id(uri: str, name: str) -> str | None:
     return found.experiment_id if found else None
 
 
+def ray_tags() -> dict[str, str]:
+    """Where Ray shows the submitted job that this process drives."""
+    job = submission_id()
+    if job is None:
+        return {}
+    dashboard = os.environ.get("RAY_DASHBOARD_URL", "")
+    return {"ray_submission_id": job} | ({"ray_dashboard": f"{dashboard}/#/jobs/{job}"} if dashboard else {})
+
+
+def prepare_database(uri: str) -> None:
+    """Create and migrate a SQLite file. Two jobs that do so at once would trip over each other's tables."""
+    if uri.startswith("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.with_name(f"{file.name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            client_of(uri).search_experiments(max_results=1)
+
+
 def client_of(uri: str) -> MlflowClient:
     """A client; functions of the mlflow module use the same place from now on."""
     if uri.startswith("sqlite:///"):
         Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
     # A server that is away must not hold a job for minutes before it can say so.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     return MlflowClient(uri)

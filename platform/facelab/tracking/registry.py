@@ -24,14 +24,18 @@ MODEL_REQUIREMENTS = ("torch", "safetensors", "numpy", "pillow", "pyarrow", "s3f
 
 
 def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> str:
-    """Log and register a model folder as a pyfunc on uint8 images; returns its models:/ URI.
+    """Log and register a model folder as a pyfunc on uint8 images; returns its models:/ URI, if the run has registered
+    these weights before, the one of then.
 
     The weights stay safetensors and the code travels along as source: nothing is pickled.
     """
-    client_of(tracking_uri)
+    client = client_of(tracking_uri)
     code = [str(Path(next(iter(package.__path__)))) for package in (facelab, models)]
     with storage.local_copy(folder) as local:
         meta = json.loads((local / "model.json").read_text())
+        for version in client.search_model_versions(f"run_id = '{run_id}'"):
+            if version.name == name and version.tags.get("sha256") == meta["sha256"]:
+                return f"models:/{name}/{version.version}"
         side = meta["hr_size"] if meta["kind"] == "degrader" else meta["hr_size"] // meta["scale"]
         example = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), np.uint8)
         tensor = Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1))])
@@ -49,6 +53,7 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> st
                 registered_model_name=name,
                 metadata={"facelab": meta["kind"], "network": meta["name"], "sha256": meta["sha256"]},
             )
+    client.set_model_version_tag(name, str(info.registered_model_version), "sha256", meta["sha256"])
     return f"models:/{name}/{info.registered_model_version}"
 
 

@@ -167,6 +167,10 @@ class TrainConfig(FacesConfig):
             )
 
     @property
+    def resumes(self) -> bool:
+        return self.resume
+
+    @property
     def image_cache(self) -> Cache:
         """Of the node that asks."""
         return Cache(Path(self.cache_folder or default_folder()), int(self.cache * 2**30))

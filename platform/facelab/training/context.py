@@ -59,8 +59,9 @@ class Context(Protocol):
         """Whether this process was told to end."""
         ...
 
-    def report(self, values: dict[str, float]) -> None:
-        """Tell who searches among many trainings; every worker does at the same steps, with what rank 0 measured."""
+    @property
+    def report(self) -> Callable[[dict[str, float]], None]:
+        """Tells who searches among many trainings; every worker does at the same steps, with what rank 0 measured."""
         ...
 
     def progress(self, total: int, initial: int) -> Progress: ...
@@ -74,10 +75,16 @@ class LocalContext:
     ends = False
     device: torch.device
 
-    def __init__(self, show_progress: bool = True, gpu: bool | None = None):
+    def __init__(
+        self,
+        show_progress: bool = True,
+        gpu: bool | None = None,
+        report: Callable[[dict[str, float]], None] = lambda values: None,
+    ):
         """
         Args:
             gpu: None: if there is one.
+            report: see Context.report.
 
         Raises:
             UsageError: there is none.
@@ -85,7 +92,7 @@ class LocalContext:
         if gpu and not torch.cuda.is_available():
             raise UsageError("--compute.gpu: no GPU that torch can use here: leave it out, or give --compute.no-gpu")
         self.device = torch.device("cuda" if gpu is not False and torch.cuda.is_available() else "cpu")
-        self.show_progress = show_progress
+        self.show_progress, self.report = show_progress, report
 
     @contextmanager
     def told_to_end(self) -> Iterator[None]:
@@ -122,9 +129,6 @@ class LocalContext:
 
     def notice(self) -> str:
         return ""
-
-    def report(self, values: dict[str, float]) -> None:
-        pass
 
     def progress(self, total: int, initial: int) -> Progress:
         return tqdm(total=total, initial=initial, unit="step", disable=not self.show_progress, dynamic_ncols=True)

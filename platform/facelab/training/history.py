@@ -13,10 +13,10 @@ from facelab.training.usage import Usage
 
 
 class Logger(Protocol):
-    """Where numbers and pictures go; tracking/logger.py has the one that MLflow is told by."""
+    """Where numbers and pictures go; tracking/spool.py has the one that MLflow hears of."""
 
-    def begin(self, step: int) -> None:
-        """The training goes on after this step: what was told of later ones will come again."""
+    def begin(self, step: int, total: int) -> None:
+        """The training goes on after this step, to `total`: what was told of later ones will come again."""
         ...
 
     def metrics(self, step: int, values: dict[str, float]) -> None: ...

@@ -7,6 +7,8 @@ from facelab import storage
 from facelab.config import REGISTRY
 from facelab.data.source import kind_of
 from facelab.job import Job
+from facelab.tracking.spool import Spool
+from facelab.trained import checkpoint
 from facelab.trained.store import FILES
 from facelab.training.config import TrainConfig
 from facelab.training.degrader import TrainDegraderConfig
@@ -20,10 +22,21 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
 def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
     """Do the job; returns its summary, with the registry URI of the network."""
     check_inputs(config)
-    summary = run_training(config, lambda: run.logger(config.output))
+    summary = train(config, run)
     name = config.register_as or config.registry_name
     model_uri = run.register_model(storage.join(config.output, "model"), name)
-    return summary | {"registered_model": model_uri}
+    return summary | ({"registered_model": model_uri} if model_uri else {})
+
+
+def train(config: TrainConfig, run: "JobRun", **options: Any) -> dict[str, Any]:
+    """Train, while MLflow is told of it from the side; `options` as of run_training."""
+    place = storage.join(config.output, "checkpoints")
+
+    def committed() -> int:
+        return max([step for step, _ in checkpoint.steps_at(place)], default=0)
+
+    with run.delivering(config.output, committed):
+        return run_training(config, lambda: Spool(config.output), **options)
 
 
 def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A training, wherever it runs: in the process itself, or on Ray workers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from facelab import storage
@@ -10,8 +10,17 @@ from facelab.training.context import LocalContext
 from facelab.training.worker import LoggerFactory, train_worker
 
 
-def run_training(config: TrainConfig, make_logger: LoggerFactory, ray_callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Train with config.workers; returns the summary. `ray_callbacks` are ray.train.UserCallback, for Ray workers.
+def run_training(
+    config: TrainConfig,
+    make_logger: LoggerFactory,
+    ray_callbacks: Sequence[Any] = (),
+    report: Callable[[dict[str, float]], None] = lambda values: None,
+) -> dict[str, Any]:
+    """Train with config.workers; returns the summary.
+
+    Args:
+        ray_callbacks: ray.train.UserCallback, for Ray workers.
+        report: without Ray workers, is told what each validation gave, with "step".
 
     Raises:
         UsageError: checkpoints in the way.
@@ -22,7 +31,7 @@ def run_training(config: TrainConfig, make_logger: LoggerFactory, ray_callbacks:
 
         run_on_ray(config, make_logger, list(ray_callbacks))
     else:
-        context = LocalContext(gpu=config.compute.gpu)
+        context = LocalContext(gpu=config.compute.gpu, report=report)
         with context.told_to_end():
             train_worker(config, context, make_logger)
     return json.loads(storage.read_bytes(storage.join(config.output, "training.json")))

@@ -69,9 +69,9 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     if state.scaler:
         update.scaler.load_state_dict(state.scaler)
     history = History(context, config.batch_size)
-    if not context.rank:
-        logger.begin(state.step)
     pace, last, checked = Pace(context, config, state.step), total_steps(stage, config), (0, 0.0)
+    if not context.rank:
+        logger.begin(state.step, last)
 
     def judge() -> dict[str, float]:
         """Of the averaged weights, which are kept if they are the best; on rank 0, for which the others wait."""
