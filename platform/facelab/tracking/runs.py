@@ -28,8 +28,8 @@ _HIDDEN = ("tracking_uri", "output", "config", "dry_run", "experiment")  # said 
 
 
 class JobRun:
-    """One MLflow run, from the driver's side. Only its beginning needs MLflow to be there: the rest is tried for a while,
-    and said if it was in vain."""
+    """One MLflow run, from the driver's side. Only its beginning needs MLflow to be there: the rest is tried for a
+    while, and said if it was in vain."""
 
     def __init__(self, uri: str, run_id: str, patience_s: float):
         """
