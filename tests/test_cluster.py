@@ -64,7 +64,7 @@ def test_s3(tmp_path, hr_folder, lr_folder):
             "--output",
             "s3://bucket/g",
             env=wrong,
-            expect=2,
+            expect=1,
         )
         assert "credentials" in said
         assert "something-else" not in said

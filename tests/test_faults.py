@@ -99,7 +99,7 @@ def test_a_job_tells_of_a_fault_that_lasts(connect, tmp_path, capsys):
     write_faces(tmp_path / "in", 1)
     for fault in ("denied", "no bucket", "refused"):
         with failing(fault, connect):
-            assert PREPARE.main(["--input", str(tmp_path / "in"), "--output", "s3://bucket/set"]) == 2
+            assert PREPARE.main(["--input", str(tmp_path / "in"), "--output", "s3://bucket/set"]) == 1
         said = capsys.readouterr().err
         assert "error: s3://bucket/set/" in said
         assert LASTING[fault] in said

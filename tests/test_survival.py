@@ -4,13 +4,13 @@ data under the same name."""
 import errno
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from conftest import ROOT, Notes, dies_after, write_faces
@@ -285,15 +285,14 @@ def test_a_notice_makes_one_checkpoint(tmp_path, hr_folder, capsys):
 
 
 def test_a_terminated_training_saves_first_and_goes_on_bit_for_bit(tmp_path, hr_folder):
-    """SIGTERM at any moment, without a checkpoint before: what was trained is kept."""
-    options = ["--preset", "debug", "--model", "srcnn", "--hr", str(hr_folder), "--max-steps", "4000"]
-    options += ["--validation-images", "2", "--batch-size", "27"]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"}
-
-    def command(out: str, *more: str) -> list[str]:
-        return [sys.executable, "-m", "jobs.train_sr", *options, "--output", str(tmp_path / out), *more]
-
-    job = subprocess.Popen(command("parts"), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+    """SIGTERM (of a stopped job, an evicted pod, a spot node) at any moment, without a checkpoint before: what was trained
+    is kept, and the run KILLED."""
+    values = {"model": "srcnn", "validation_images": 2, "batch_size": 27}
+    options = ["--preset", "debug", "--hr", str(hr_folder), "--output", str(tmp_path / "parts"), "--max-steps", "9999"]
+    options += [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    command = [sys.executable, "-m", "jobs.train_sr", *options, "--tracking-uri", uri]
+    job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert job.stderr is not None
     shown = ""
     while "epoch" not in shown:  # of the progress bar
@@ -304,16 +303,32 @@ def test_a_terminated_training_saves_first_and_goes_on_bit_for_bit(tmp_path, hr_
     said = job.communicate()[1]
     assert job.returncode == 143, said
     assert "told to end: saved at step" in said
+    assert "Traceback" not in said
+    client = mlflow.MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name("facelab").experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED"]
     step = checkpoint.newest(str(tmp_path / "parts" / "checkpoints")).step
-    assert 0 < step < 4000
-    last = str(step + 30)
-    for out, more in (("parts", ["--resume"]), ("whole", [])):
-        subprocess.run(command(out, "--max-steps", last, *more), cwd=ROOT, check=True, env=environment)
+    assert 0 < step < 9999
+    for out, resume in (("parts", True), ("whole", False)):
+        run_training(config_of(hr_folder, tmp_path / out, max_steps=step + 2, resume=resume, **values), Notes)
     whole, parts = (checkpoint.newest(str(tmp_path / name / "checkpoints")) for name in ("whole", "parts"))
-    assert_equal(
-        {k: v for k, v in whole.networks.items() if k.startswith("networks.")},
-        {k: v for k, v in parts.networks.items() if k.startswith("networks.")},
-    )
+    own = [name for name in whole.networks if name.startswith("networks.")]
+    assert_equal({name: whole.networks[name] for name in own}, {name: parts.networks[name] for name in own})
+
+
+def test_a_batch_of_each_worker_comes_with_its_rate(tmp_path, hr_folder):
+    """Four times the batch: four times the rate for SGD, twice for Adam; the batch of a run does not change with the
+    workers that it has at a time."""
+    for optimiser, rate in (("sgd", 4e-4), ("adam", 2e-4)):
+        values = {"optimiser": {"name": optimiser}, "learning_rate": 1e-4, "batch_size": 4, "workers": 2}
+        config = config_of(hr_folder, tmp_path, batch_per_worker=8, **values)
+        assert (config.images_per_update, config.rate) == (16, pytest.approx(rate))
+        alone = config_of(hr_folder, tmp_path, **values)
+        assert (alone.images_per_update, alone.rate) == (4, 1e-4)
+    with pytest.raises(UsageError, match="no multiple of 3 workers"):
+        config_of(hr_folder, tmp_path, batch_size=16, workers=4, min_workers=2)
+    with pytest.raises(UsageError, match="min_workers 3 is more than --workers 2"):
+        config_of(hr_folder, tmp_path, workers=2, min_workers=3)
 
 
 def test_time_is_accounted_for(tmp_path, hr_folder):

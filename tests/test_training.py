@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import ray.train
 import torch
-from conftest import ROOT, Notes, dies_after
+from conftest import Notes, dies_after
 from facelab.config import build
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import StoreError, UsageError
@@ -546,24 +544,6 @@ def test_a_gpu_that_is_not_there_or_not_wanted(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     devices = [LocalContext(gpu=gpu).device.type for gpu in (None, True, False)]
     assert devices == ["cuda", "cuda", "cpu"]
-
-
-def test_a_job_that_is_terminated_ends_its_run(tmp_path, hr_folder):
-    """By SIGTERM, without Ray: what a stopped job, an evicted pod and a spot node are sent."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    options = ["--preset", "debug", "--model", "srcnn", "--hr", str(hr_folder), "--output", str(tmp_path / "sr")]
-    options += ["--max-steps", "1000000", "--checkpoint-every", "2", "--tracking-uri", uri]
-    command = [sys.executable, "-m", "jobs.train_sr", *options]
-    job = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while job.poll() is None and not list(tmp_path.rglob("meta.json")):
-        time.sleep(0.1)
-    job.terminate()
-    said = job.communicate()[1]
-    assert job.returncode == 143, said
-    assert "Traceback" not in said
-    client = mlflow.MlflowClient(uri)
-    runs = client.search_runs([client.get_experiment_by_name("facelab").experiment_id])
-    assert [run.info.status for run in runs] == ["KILLED"]
 
 
 def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, lr_folder):

@@ -63,7 +63,7 @@ def add_discriminator(
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
     networks["discriminator"] = discriminator
-    optimisers["discriminator"] = build_optimiser(config.optimiser, discriminator.parameters(), config.learning_rate)
+    optimisers["discriminator"] = build_optimiser(config.optimiser, discriminator.parameters(), config.rate)
     return Opponent(discriminator, config.adversarial)
 
 

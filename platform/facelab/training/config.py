@@ -81,6 +81,9 @@ class TrainConfig(FacesConfig):
     """Images per update, of all workers together, however many there are; a multiple of their number."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """At the start, of that batch; see optimiser.decay_at."""
+    batch_per_worker: int | None = Field(default=None, ge=1)
+    """Instead of batch_size: images per update of each of --workers. The learning rate is then multiplied by what the
+    batch grew by, for SGD (Goyal et al., 1706.02677), or by its root, for Adam (Malladi et al., 2205.10287)."""
     optimiser: Optimiser = Optimiser()
     """Update rule and schedule."""
     adversarial: Adversarial = Adversarial()
@@ -149,10 +152,10 @@ class TrainConfig(FacesConfig):
         if (self.min_workers or 1) > most:
             raise ValueError(f"min_workers {self.min_workers} is more than --workers {self.workers}")
         for count in range(self.min_workers or most, most + 1):
-            if self.batch_size % (count * self.compute.accumulate):
+            if self.images_per_update % (count * self.compute.accumulate):
                 raise ValueError(
-                    f"batch_size {self.batch_size} is no multiple of {count} workers x {self.compute.accumulate} parts "
-                    "(compute.accumulate)"
+                    f"batch_size {self.images_per_update} is no multiple of {count} workers x "
+                    f"{self.compute.accumulate} parts (compute.accumulate)"
                 )
         return self
 
@@ -165,6 +168,17 @@ class TrainConfig(FacesConfig):
                 f"{self.output}: has checkpoints up to step {started[-1][0]}: pass --resume to go on, or another "
                 "--output"
             )
+
+    @property
+    def images_per_update(self) -> int:
+        """Of all workers together, however many there are."""
+        return self.batch_size if self.batch_per_worker is None else self.batch_per_worker * max(self.workers, 1)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate at the start, of such a batch."""
+        grown = self.images_per_update / self.batch_size
+        return self.learning_rate * (grown if self.optimiser.name == "sgd" else grown**0.5)
 
     @property
     def resumes(self) -> bool:

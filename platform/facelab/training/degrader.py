@@ -169,7 +169,7 @@ class DegraderStage:
             faces.subset("val").first(config.validation_images)["image"] for faces in (hr, lr)
         )
         for name, faces, least in (
-            ("--hr", self.hr, config.batch_size), ("--lr", self.lr, config.batch_size),
+            ("--hr", self.hr, config.images_per_update), ("--lr", self.lr, config.images_per_update),
             ("--hr", self.held_hr, 2), ("--lr", self.held_lr, 2),
         ):  # fmt: skip
             if len(faces) < least:
@@ -179,13 +179,13 @@ class DegraderStage:
                 )
         order = order_of(hr=self.hr, lr=self.lr)
         self.images = {"images": self.facts["data_hash"], "order of images (--cache)": order}
-        self.steps_per_epoch = -(-len(self.hr) // config.batch_size)
+        self.steps_per_epoch = -(-len(self.hr) // config.images_per_update)
         torch.manual_seed(config.seed)
         network = build_degrader(config.model, config.scale, **config.network_options)
         self.network = network
         self.networks = nn.ModuleDict({"main": network})
-        groups = network.parameter_groups(config.learning_rate)
-        self.optimisers = {"main": build_optimiser(config.optimiser, groups, config.learning_rate)}
+        groups = network.parameter_groups(config.rate)
+        self.optimisers = {"main": build_optimiser(config.optimiser, groups, config.rate)}
         p = config.perceptual
         self.judge = build_features(p.network, (p.selection_layer,), p.weights, p.min_size)
         self.batches: Ahead[tuple[torch.Tensor, ...]] = Ahead(self.batch)
@@ -215,15 +215,15 @@ class DegraderStage:
         """This worker's sharp faces of a step, (B, 3, H, W) in [-1, 1] on the device."""
         c, context = self.config, self.context
         ranks = {"seed": c.seed, "rank": context.rank, "world_size": context.world_size}
-        hr = take(self.hr, c.batch_size, step, stream=HR, **ranks)["image"]
-        hr = mirrored(hr, draws("flip", c.batch_size, step, **ranks))
+        hr = take(self.hr, c.images_per_update, step, stream=HR, **ranks)["image"]
+        hr = mirrored(hr, draws("flip", c.images_per_update, step, **ranks))
         return to_float(to_device(hr, context.device))
 
     def real(self, step: int, *, of_all: bool = False) -> torch.Tensor:
         """Unpaired real LR faces of a step, (B, 3, h, w) in [-1, 1] on the device; this worker's, or all workers'."""
         c, context = self.config, self.context
         part = (0, 1) if of_all else (context.rank, context.world_size)
-        lr = take(self.lr, c.batch_size, step, seed=c.seed, stream=LR, rank=part[0], world_size=part[1])["image"]
+        lr = take(self.lr, c.images_per_update, step, seed=c.seed, stream=LR, rank=part[0], world_size=part[1])["image"]
         return to_float(to_device(lr, context.device))
 
     def chance(self, step: int) -> torch.Generator:

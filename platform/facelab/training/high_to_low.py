@@ -50,6 +50,6 @@ class HighToLowStage(DegraderStage):
     def batch(self, step: int) -> tuple[torch.Tensor, ...]:
         """Sharp faces, real LR faces, and noise."""
         c, context = self.config, self.context
-        noise = torch.randn(c.batch_size, self.network.noise_dim(c.hr_size), generator=self.chance(step))
+        noise = torch.randn(c.images_per_update, self.network.noise_dim(c.hr_size), generator=self.chance(step))
         mine = noise[context.rank :: context.world_size]
         return self.sharp(step), self.real(step), to_device(mine, context.device)

@@ -64,8 +64,8 @@ def training_plan(config: TrainConfig) -> str:
     sources = " and ".join(uri for uri, _ in config.inputs())
     watched = "".join(f", watching {uri}" for uri, _ in config.watched())
     return (
-        f"train {config.model} on {sources}{watched} in {where} for {' or '.join(limits)}, batch {config.batch_size}; "
-        f"write model/, checkpoints/ and samples/ to {config.output}; register it in MLflow"
+        f"train {config.model} on {sources}{watched} in {where} for {' or '.join(limits)}, batch "
+        f"{config.images_per_update}; write model/, checkpoints/ and samples/ to {config.output}; register it in MLflow"
     )
 
 

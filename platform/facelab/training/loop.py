@@ -68,7 +68,7 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     update = Update(context, config.compute, stage.networks, stage.optimisers, config.optimiser.clip)
     if state.scaler:
         update.scaler.load_state_dict(state.scaler)
-    history = History(context, config.batch_size)
+    history = History(context, config.images_per_update)
     pace, last, checked = Pace(context, config, state.step), total_steps(stage, config), (0, 0.0)
     if not context.rank:
         logger.begin(state.step, last)

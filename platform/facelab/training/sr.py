@@ -197,11 +197,11 @@ class SRStage:
         self.facts |= {"n_pairs" if config.pairs else "n_hr": len(data)} | data.counts
         self.train: TrainingImages = data.subset("train")
         self.held_hr, held_lr = _hr_lr(data.subset("val").first(config.validation_images))
-        if len(self.train) < config.batch_size or len(self.held_hr) < 1:
+        if len(self.train) < config.images_per_update or len(self.held_hr) < 1:
             raise UsageError(
                 f"{config.pairs or config.hr}: {len(self.train)} faces to train on and {len(self.held_hr)} held out "
-                f"(10 %, unless their shards say otherwise), but --batch-size is {config.batch_size}: give more faces "
-                "or a smaller batch"
+                f"(10 %, unless their shards say otherwise), but --batch-size is {config.images_per_update}: give more "
+                "faces or a smaller batch"
             )
         self.held_lr = resize(self.held_hr, config.lr_size) if held_lr is None else held_lr
         _require_sizes(config, config.pairs, self.held_hr, self.held_lr)
@@ -218,15 +218,15 @@ class SRStage:
             )
         self.images = {"images": data.hash[:16], "order of images (--cache)": order_of(hr=self.train, lr=self.real_lr)}
         self.images |= {} if real_lr is None else {"real LR images": real_lr.hash[:16]}
-        self.steps_per_epoch = -(-len(self.train) // config.batch_size)
+        self.steps_per_epoch = -(-len(self.train) // config.images_per_update)
         torch.manual_seed(config.seed)
         network = build_sr(config.model, config.scale, **config.network_options)
         if config.init_from:
             start_from(network, config)
         self.networks = nn.ModuleDict({"main": network})
-        groups = network.parameter_groups(config.learning_rate)
+        groups = network.parameter_groups(config.rate)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            "main": build_optimiser(config.optimiser, groups, config.learning_rate)
+            "main": build_optimiser(config.optimiser, groups, config.rate)
         }
         pixel = PixelLoss(config.pixel_loss, on_luma=network.on_luma)
         self.opponent: Opponent | None = None
@@ -281,16 +281,16 @@ class SRStage:
 
     def _batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         c, ranks = self.config, self._ranks()
-        hr, lr = _hr_lr(take(self.train, c.batch_size, step, stream=HR, **ranks))
+        hr, lr = _hr_lr(take(self.train, c.images_per_update, step, stream=HR, **ranks))
         lr = resize(hr, c.lr_size) if lr is None else lr
         if c.lr_side < c.lr_size:
             place = self._place("", step)
             hr = cropped(hr, c.scale * c.lr_side, place, c.scale)
             lr = cropped(lr, c.lr_side, place)
-        flip = draws("flip", c.batch_size, step, **ranks)
+        flip = draws("flip", c.images_per_update, step, **ranks)
         hr, lr = mirrored(hr, flip), mirrored(lr, flip)
         if c.rotate:
-            turn = draws("turn", c.batch_size, step, **ranks)
+            turn = draws("turn", c.images_per_update, step, **ranks)
             hr, lr = turned(hr, turn), turned(lr, turn)
         return to_float(to_device(lr, self.context.device)), to_float(to_device(hr, self.context.device))
 
@@ -298,14 +298,14 @@ class SRStage:
         if self.real_lr is None:
             return None
         c = self.config
-        real_lr = take(self.real_lr, c.batch_size, step, stream=REAL_LR, **self._ranks())["image"]
+        real_lr = take(self.real_lr, c.images_per_update, step, stream=REAL_LR, **self._ranks())["image"]
         if c.lr_side < c.lr_size:
             real_lr = cropped(real_lr, c.lr_side, self._place("real ", step))
         return to_float(to_device(real_lr, self.context.device))
 
     def _place(self, what: str, step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Where the crops of a step lie, as fractions."""
-        size, ranks = self.config.batch_size, self._ranks()
+        size, ranks = self.config.images_per_update, self._ranks()
         return draws(f"{what}top", size, step, **ranks), draws(f"{what}left", size, step, **ranks)
 
     def validate(self, network: nn.Module) -> dict[str, float]:

@@ -65,7 +65,7 @@ class TrainingState:
     def images(self) -> dict[str, str]:
         """What decided which images each step saw."""
         c = self.config
-        return {"--seed": str(c.seed), "--batch-size": str(c.batch_size), **self.stage.images}
+        return {"--seed": str(c.seed), "--batch-size": str(c.images_per_update), **self.stage.images}
 
     def snapshot(self, update: Update) -> checkpoint.Checkpoint:
         """All of it as it is now, copied to the CPU.

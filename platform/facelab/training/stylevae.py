@@ -66,13 +66,13 @@ class StyleVAEStage(DegraderStage):
         c, context, chance = self.config, self.context, self.chance(step)
         assert isinstance(self.network, StyleVAE)
         mine, style = slice(context.rank, None, context.world_size), self.network.config.style_dim
-        parts = (style, self.network.noise_dim(c.hr_size) - style)
-        drawn = [torch.cat([torch.randn(c.batch_size, part, generator=chance) for part in parts], dim=1) for _ in "12"]
+        parts, count = (style, self.network.noise_dim(c.hr_size) - style), c.images_per_update
+        drawn = [torch.cat([torch.randn(count, part, generator=chance) for part in parts], dim=1) for _ in range(2)]
         seeks_mi = "statistics" in self.networks
         lr = self.real(step, of_all=seeks_mi)
         other_lr = lr
         if seeks_mi:
-            other_lr, lr = lr[derangement(c.batch_size, chance)[mine].to(lr.device)], lr[mine]
+            other_lr, lr = lr[derangement(count, chance)[mine].to(lr.device)], lr[mine]
         return self.sharp(step), lr, other_lr, to_device(torch.stack(drawn, dim=1)[mine], context.device)
 
     @torch.no_grad()

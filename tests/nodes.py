@@ -1,0 +1,104 @@
+"""A Ray cluster of several nodes on this machine, in a process of its own, whose nodes come and go on command."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conftest import ROOT
+
+_SCRIPT = """
+import subprocess, sys
+from ray.cluster_utils import Cluster
+
+cluster, nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"head": 1}}), {}
+print("answer", cluster.address, flush=True)
+for line in sys.stdin:
+    command, name = line.split()
+    if command == "add":
+        nodes[name] = cluster.add_node(num_cpus=1)
+    elif command == "kill":
+        cluster.remove_node(nodes.pop(name), allow_graceful=False)
+    elif command == "drain":
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "of a test"]
+        subprocess.run(
+            [sys.argv[1], "drain-node", "--address", cluster.address, "--node-id", nodes[name].node_id, *reason,
+             "--deadline-remaining-seconds", "20"], check=True, stdout=subprocess.DEVNULL)
+    print("answer", command, flush=True)
+cluster.shutdown()
+"""
+
+
+class Nodes:
+    """The nodes beside the head, which runs no tasks; each has one CPU."""
+
+    def __init__(self, process: subprocess.Popen):
+        self._process = process
+        self.address = self._answer()
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("answer "):
+                return line.split()[1]
+        raise AssertionError("the cluster has ended")
+
+    def _do(self, command: str, name: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command} {name}\n")
+        self._process.stdin.flush()
+        assert self._answer() == command
+
+    def add(self, name: str) -> None:
+        self._do("add", name)
+
+    def kill(self, name: str) -> None:
+        """As when a machine loses its power."""
+        self._do("kill", name)
+
+    def drain(self, name: str) -> None:
+        """As at the notice that a spot machine is taken away, 20 s before."""
+        self._do("drain", name)
+
+
+@contextmanager
+def cluster_of(*names: str) -> Iterator[Nodes]:
+    """A head and nodes of these names."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
+    ray = str(Path(sys.executable).with_name("ray"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, ray], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        nodes = Nodes(process)
+        for name in names:
+            nodes.add(name)
+        yield nodes
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def processes_named(name: str, below: int | None = None) -> list[int]:
+    """Process ids by a part of the command line; `below`: only of those that this process started, and theirs."""
+    parents, named = {}, []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(place.name)] = int(place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if name.encode() in place.joinpath("cmdline").read_bytes():
+                named.append(int(place.name))
+        except OSError:  # ended just now
+            continue
+
+    def belongs(pid: int) -> bool:
+        return below in (None, pid) or (pid in parents and belongs(parents[pid]))
+
+    return [pid for pid in named if belongs(pid)]
