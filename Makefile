@@ -12,12 +12,12 @@ demo: env
 	.venv/bin/python -m jobs.demo --output $(OUT) --seed $(SEED) \
 	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
 
-# Tests with Ray are mostly waiting for its processes: a second process runs the others meanwhile.
+# Tests with Ray are mostly waiting for its processes: a second process runs others meanwhile.
 test: env lint
 	.venv/bin/pytest -n 2 --dist loadgroup
 
 test-slow: env
-	.venv/bin/pytest -m "slow or cluster or browser or chaos" --timeout 900
+	.venv/bin/pytest -n 2 --dist loadgroup -m "slow or cluster or browser or chaos" --timeout 900
 
 bench: env
 	.venv/bin/python -m benchmarks.frechet

@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 _SCRIPT = """
 import subprocess, sys
 from ray.cluster_utils import Cluster
 
-cluster, nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "resources": {"head": 1}}), {}
+# With the dashboard, as a real one: Ray Train asks its State API.
+head = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": True, "dashboard_port": int(sys.argv[2])}
+cluster, nodes = Cluster(initialize_head=True, head_node_args=head), {}
 print("answer", cluster.address, flush=True)
 for line in sys.stdin:
     command, name = line.split()
@@ -36,7 +38,7 @@ class Nodes:
     """The nodes beside the head, which runs no tasks; each has one CPU."""
 
     def __init__(self, process: subprocess.Popen):
-        self._process = process
+        self._process, self.pid = process, process.pid
         self.address = self._answer()
 
     def _answer(self) -> str:
@@ -70,7 +72,7 @@ def cluster_of(*names: str) -> Iterator[Nodes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
     ray = str(Path(sys.executable).with_name("ray"))
     process = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, ray], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        [sys.executable, "-c", _SCRIPT, ray, str(free_port())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         start_new_session=True,
     )  # fmt: skip
     try:

@@ -35,6 +35,8 @@ from facelab.training.worker import LoggerFactory, train_worker
 
 # The defaults suit neither an autoscaler that boots a node (60 s) nor a dead rank that hangs the others (30 min).
 _WORKER_START_TIMEOUT_S = 900
+_ELASTIC_START_TIMEOUT_S = 30
+"""Elastic workers start on nodes that are there; but for some seconds Ray still counts one that has just died."""
 _COLLECTIVE_TIMEOUT_S = 300
 _PATIENCE = timedelta(hours=12)
 """Of what waits for one worker alone: its data from a cold store, its weights, rank 0's validation. A dead one is found
@@ -121,7 +123,8 @@ def _enough(config: TrainConfig) -> bool:
 
 def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], use_gpu: bool) -> None:
     """Start workers, again as often as some are lost while the training gets on."""
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_WORKER_START_TIMEOUT_S))
+    timeout = _ELASTIC_START_TIMEOUT_S if _is_elastic(config) else _WORKER_START_TIMEOUT_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
     place = storage.join(config.output, "checkpoints")
     reached, stalled = -1, 0
     while True:
@@ -143,6 +146,10 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
     storage.delete(storage.join(config.output, "ray"))
     if error is not None:
         raise error
+
+
+def _is_elastic(config: TrainConfig) -> bool:
+    return config.min_workers is not None and config.min_workers < config.workers
 
 
 def _newest_step(place: str, known: int) -> int:
@@ -167,8 +174,7 @@ def _trainer(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[An
         return None
 
     resources = {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
-    elastic = config.min_workers is not None and config.min_workers < config.workers
-    workers: Any = (config.min_workers, config.workers) if elastic else config.workers
+    workers: Any = (config.min_workers, config.workers) if _is_elastic(config) else config.workers
     return TorchTrainer(
         worker,
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
