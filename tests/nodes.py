@@ -15,7 +15,7 @@ import subprocess, sys
 from ray.cluster_utils import Cluster
 
 # With the dashboard, as a real one: Ray Train asks its State API.
-head = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": True, "dashboard_port": int(sys.argv[2])}
+head = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[2])}
 cluster, nodes = Cluster(initialize_head=True, head_node_args=head), {}
 print("answer", cluster.address, flush=True)
 for line in sys.stdin:
@@ -37,8 +37,8 @@ cluster.shutdown()
 class Nodes:
     """The nodes beside the head, which runs no tasks; each has one CPU."""
 
-    def __init__(self, process: subprocess.Popen):
-        self._process, self.pid = process, process.pid
+    def __init__(self, process: subprocess.Popen, dashboard: str):
+        self._process, self.pid, self.dashboard = process, process.pid, dashboard
         self.address = self._answer()
 
     def _answer(self) -> str:
@@ -70,13 +70,13 @@ class Nodes:
 def cluster_of(*names: str) -> Iterator[Nodes]:
     """A head and nodes of these names."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
-    ray = str(Path(sys.executable).with_name("ray"))
+    ray, port = str(Path(sys.executable).with_name("ray")), free_port()
     process = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, ray, str(free_port())], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        [sys.executable, "-c", _SCRIPT, ray, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         start_new_session=True,
     )  # fmt: skip
     try:
-        nodes = Nodes(process)
+        nodes = Nodes(process, f"http://127.0.0.1:{port}")
         for name in names:
             nodes.add(name)
         yield nodes

@@ -66,7 +66,7 @@ class JobRun:
         try:
             with Delivery(self.uri, self.id, output, committed) as delivery:
                 yield
-        except Exception:
+        except BaseException:
             self.patience_s = min(self.patience_s, _PATIENCE_OF_A_FAILURE_S)
             raise
         finally:

@@ -47,7 +47,7 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
         logger: rank 0's is told everything, the others' nothing.
 
     Raises:
-        NonFiniteLoss: see Update.require_finite.
+        NonFiniteLoss: see Update.require_finite and TrainingState.require_finite.
         UsageError: see together; or the workers do not find the same checkpoints.
         StoreError: see Saver.
         SystemExit: TERMINATED, after a checkpoint, if this process was told to end.
@@ -89,6 +89,7 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     def save() -> None:
         nonlocal checked
         update.require_finite(checked, config.max_skipped)
+        state.require_finite()
         checked = update.made, float(update.skipped)
         tell = history.take(state.segment, state.skipped + checked[1], stage.waited)
         if saver is not None:

@@ -67,27 +67,29 @@ class TrainingState:
         c = self.config
         return {"--seed": str(c.seed), "--batch-size": str(c.images_per_update), **self.stage.images}
 
-    def snapshot(self, update: Update) -> checkpoint.Checkpoint:
-        """All of it as it is now, copied to the CPU.
-
-        Raises:
-            NonFiniteLoss: some weight is not finite: what would go on from there is lost.
+    def require_finite(self) -> None:
         """
+        Raises:
+            NonFiniteLoss: some weight is not: what would go on from there is lost. On every worker alike.
+        """
+        for name, value in self.stage.networks.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise NonFiniteLoss(
+                    f"after step {self.step}, {name} is inf or nan and not saved; the last checkpoint is whole: go on "
+                    "with --resume and a lower --learning-rate, or --compute.precision fp32"
+                )
+
+    def snapshot(self, update: Update) -> checkpoint.Checkpoint:
+        """All of it as it is now, copied to the CPU."""
         c = self.config
         networks = {f"networks.{key}": value for key, value in self.stage.networks.state_dict().items()}
         if c.ema_decay:
             networks |= {f"average.{key}": value for key, value in self._ema.module.state_dict().items()}
             networks["averaged"] = self._ema.n_averaged
-        networks = _copied(networks)
-        if broken := [key for key, value in networks.items() if not torch.isfinite(value).all()]:
-            raise NonFiniteLoss(
-                f"after step {self.step}, {broken[0]} is inf or nan and not saved; the last checkpoint is whole: go "
-                "on with --resume and a lower --learning-rate, or --compute.precision fp32"
-            )
         optimisers = {name: _copied(optimiser.state_dict()) for name, optimiser in self.stage.optimisers.items()}
         return checkpoint.Checkpoint(
             step=self.step,
-            networks=networks,
+            networks=_copied(networks),
             optimisers=optimisers | {"scaler": update.scaler.state_dict()},
             best_network=_copied(self.best_network.state_dict()) if self.best else {},
             best=dict(self.best),
