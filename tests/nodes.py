@@ -69,8 +69,9 @@ class Nodes:
 @contextmanager
 def cluster_of(*names: str) -> Iterator[Nodes]:
     """A head and nodes of these names."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
     ray, port = str(Path(sys.executable).with_name("ray")), free_port()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
+    environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}  # there are others on this machine
     process = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, ray, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         start_new_session=True,

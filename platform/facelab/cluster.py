@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,15 +97,29 @@ def _connection(dashboard: bool) -> Iterator[None]:
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
     else:
+        port = _free_port()
+        if dashboard:
+            # For Ray Train's watcher: it would ask whatever Ray is the newest on this machine whether the training is
+            # alive, and where that knows nothing of it, take its workers away.
+            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
         # At least 2 CPUs by count, so that a worker and its data do not wait for each other on a small machine.
         ray.init(
             address="local",
             num_cpus=max(os.cpu_count() or 1, 2),
             include_dashboard=dashboard,
             dashboard_host="127.0.0.1",
+            dashboard_port=port,
             logging_level=logging.WARNING,
         )
     try:
         yield
     finally:
         ray.shutdown()
+        if not address:
+            os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
