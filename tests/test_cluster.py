@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT, free_port, s3_server, save_degrader
+from conftest import ROOT, s3_server, save_degrader
 from facelab import storage
+from nodes import cluster_of
 
 pytestmark = pytest.mark.cluster
 
@@ -100,32 +101,16 @@ def test_s3_keys_are_literal(tmp_path, monkeypatch):
     assert left == ["run1/a.txt", "run1/deep/b.txt", "run2/a.txt", "run2/deep/b.txt", "run?/deep/b.txt"]
 
 
-def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder):
+def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder, monkeypatch):
     """`ray job submit` with runtime_env.yaml runs train_sr on both nodes and synthesize; without the token it is refused."""
-    dashboard = free_port()
-    script = tmp_path / "cluster.py"
-    script.write_text(
-        "import sys\n"
-        "from ray.cluster_utils import Cluster\n"
-        f"head = dict(num_cpus=1, include_dashboard=True, dashboard_host='127.0.0.1', dashboard_port={dashboard})\n"
-        "cluster = Cluster(initialize_head=True, head_node_args=head)\n"
-        "cluster.add_node(num_cpus=1)\n"
-        "cluster.wait_for_nodes()\n"
-        "print('ready', flush=True)\n"
-        "sys.stdin.read()\n"
-        "cluster.shutdown()\n"
-    )
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef"}
-    cluster = subprocess.Popen(
-        [sys.executable, str(script)], env=os.environ | token, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert cluster.stdout is not None
-        assert any("ready" in line for line in cluster.stdout)
+    for name, value in token.items():
+        monkeypatch.setenv(name, value)
+    with cluster_of("a", "b") as nodes:
 
         def submit(*entrypoint: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
-                [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", f"http://127.0.0.1:{dashboard}",
+                [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", nodes.dashboard,
                  "--working-dir", ".", "--runtime-env", "runtime_env.yaml", "--", sys.executable, "-m", *entrypoint],
                 capture_output=True, text=True, cwd=ROOT, env=os.environ | env, timeout=280,
             )  # fmt: skip
@@ -146,10 +131,6 @@ def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads((tmp_path / "pairs" / "manifest.json").read_text())["rows"] == 60
         assert token["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
-    finally:
-        assert cluster.stdin is not None
-        cluster.stdin.close()
-        cluster.wait(60)
 
 
 def test_cluster_file_passes_rays_schema_check():

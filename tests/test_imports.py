@@ -26,8 +26,7 @@ FLOORS = [
     {"samples", "metrics"},
     {"synthesis", "training", "evaluation"},
     {"reports"},
-    {"experiments"},
-    {"submission"},
+    {"experiments", "submission"},
 ]
 FILES = [*FACELAB.rglob("*.py"), *(ROOT / "models").glob("*.py")]
 

@@ -21,6 +21,7 @@ from facelab.data.shard_set import claimed
 from facelab.data.validate import VALIDATE
 from facelab.errors import StoreError, UsageError
 from facelab.synthesis.job import SynthesizeConfig, synthesize
+from nodes import cluster_of, processes_named
 
 
 def receipts_of(folder: Path) -> dict[str, int]:
@@ -222,23 +223,6 @@ def assert_whole(out: Path, computed: dict[str, int], undisturbed: Path) -> None
     assert files_of(out) == files_of(undisturbed)
 
 
-def actors_below(root: int, name: str) -> list[int]:
-    """Process ids of the actors of a class that a job started."""
-    parents, named = {}, set()
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(place.name)] = int(place.joinpath("stat").read_text().rpartition(")")[2].split()[1])
-            if name.encode() in place.joinpath("cmdline").read_bytes():
-                named.add(int(place.name))
-        except OSError:  # ended just now
-            continue
-
-    def belongs(pid: int) -> bool:
-        return pid == root or (pid in parents and belongs(parents[pid]))
-
-    return [pid for pid in named if belongs(pid)]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, lr_folder, degrader) -> Path:
     """The pairs of 44 faces, of a run that was left alone; the faces are in `in` beside them."""
@@ -277,7 +261,7 @@ def test_an_actor_killed_at_three_moments(tmp_path, lr_folder, degrader, undistu
     for count, name in ((3, "_Making"), (12, "_Making"), (24, "_Making"), (30, "_Committing")):
         wait_for_receipts(out, count, job)
         computed |= receipts_of(out)
-        while not (actors := actors_below(job.pid, name)):  # the one of before is begun anew
+        while not (actors := processes_named(name, below=job.pid)):  # the one of before is begun anew
             assert job.poll() is None, "it ended before it was killed"
         os.kill(actors[0], signal.SIGKILL)
     assert job.wait(240) == 0
@@ -286,37 +270,14 @@ def test_an_actor_killed_at_three_moments(tmp_path, lr_folder, degrader, undistu
 
 @pytest.mark.chaos
 def test_a_node_killed(tmp_path, lr_folder, degrader, undisturbed):
-    """Of two, that with the model's actors: the job goes on where a node takes its place."""
-    script = tmp_path / "cluster.py"
-    script.write_text(
-        "import sys\n"
-        "from ray.cluster_utils import Cluster\n"
-        "cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))\n"
-        "node = cluster.add_node(num_cpus=1)\n"
-        "cluster.wait_for_nodes()\n"
-        "print(cluster.address, flush=True)\n"
-        "sys.stdin.readline()\n"
-        "cluster.remove_node(node, allow_graceful=False)\n"
-        "cluster.add_node(num_cpus=1)\n"
-        "print('killed', flush=True)\n"
-        "sys.stdin.read()\n"
-        "cluster.shutdown()\n"
-    )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    cluster = subprocess.Popen([sys.executable, str(script)], **pipes)  # pyrefly: ignore
-    try:
-        assert cluster.stdin is not None
-        assert cluster.stdout is not None
-        address = next(line.strip() for line in cluster.stdout if ":" in line and " " not in line.strip())
+    """Of two, one of which has the model's actors: the job goes on where a node takes its place."""
+    with cluster_of("a", "b") as nodes:
         command = synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out")
         path = os.pathsep.join(map(str, (ROOT / "platform", ROOT)))
-        job = start([*command, "--actors", "2"], {"RAY_ADDRESS": address, "PYTHONPATH": path})
+        job = start([*command, "--actors", "2"], {"RAY_ADDRESS": nodes.address, "PYTHONPATH": path})
         wait_for_receipts(tmp_path / "out", 10, job)
         computed = receipts_of(tmp_path / "out")
-        cluster.stdin.write("\n")
-        cluster.stdin.flush()
+        nodes.kill("a")
+        nodes.add("c")
         assert job.wait(240) == 0
         assert_whole(tmp_path / "out", computed, undisturbed)
-    finally:
-        cluster.stdin.close()
-        cluster.wait(60)

@@ -124,6 +124,7 @@ def test_a_resumed_training_is_one_run(tmp_path, hr_folder):
     again = TRAIN_SR.run(config.model_copy(update={"resume": True, "learning_rate": 3e-5}))
     assert again["registered_model"] == summary["registered_model"] == "models:/facelab-srcnn/1"
     assert [step for step, _ in told(client, run_id, "train/loss")] == list(range(1, 9))
+    assert [step for step, _ in told(client, run_id, "val/psnr_rgb")] == [8]
     client.delete_run(run_id)
     assert TRAIN_SR.run(config.model_copy(update={"resume": True}))["mlflow_run_id"] != run_id
 

@@ -35,6 +35,8 @@ class Checkpoint:
     """State dict of the best network so far; empty before the first validation."""
     best: dict[str, float] = field(default_factory=dict)
     """Its validation metrics, with "step"."""
+    judged: int = 0
+    """Updates done at the last validation."""
     segment: int = 0
     """How often the run was resumed."""
     skipped: float = 0
@@ -63,8 +65,9 @@ def write(place: str, state: Checkpoint) -> None:
     torch.save(state.optimisers, buffer)
     files = {_NETWORKS: save(state.networks), _OPTIMISERS: buffer.getvalue()}
     digests = {name: _digest(data) for name, data in files.items()}
-    meta: dict[str, Any] = {"step": state.step, "best": state.best, "segment": state.segment, "skipped": state.skipped}
-    meta |= {"model": state.model, "phase": state.phase, "images": state.images, "sha256": digests}
+    meta: dict[str, Any] = {"step": state.step, "best": state.best, "judged": state.judged}
+    meta |= {"segment": state.segment, "skipped": state.skipped, "phase": state.phase, "images": state.images}
+    meta |= {"model": state.model, "sha256": digests}
     if state.best_network:
         data = save(state.best_network)
         meta["best_sha256"] = _digest(data)
@@ -99,6 +102,7 @@ def read(uri: str) -> Checkpoint:
             optimisers=torch.load(io.BytesIO(found[_OPTIMISERS]), map_location="cpu", weights_only=True),
             best_network=load(best) if best is not None else {},
             best=meta["best"],
+            judged=meta["judged"],
             segment=meta["segment"],
             skipped=meta["skipped"],
             model=meta["model"],

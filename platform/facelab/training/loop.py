@@ -82,6 +82,7 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
             epoch = math.ceil(state.step / stage.steps_per_epoch)
             history.judged(state.step, values, f"samples/epoch-{epoch:04d}.png", stage.picture(state.average))
             stage.networks.train()  # without an average of its own, what was judged is what is trained
+        state.judged = state.step
         context.gather("")
         context.report(values and values | {"step": state.step})
         return values
@@ -100,7 +101,7 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
         nullcontext() if context.rank else Saver(place, config.keep_checkpoints) as saver,
         closing(context.progress(last, state.step)) as progress,
     ):
-        if state.step >= last and state.best.get("step") != state.step:
+        if state.step >= last and state.judged != state.step:
             judge()  # stopped before it was judged, and now told to make do with that
             save()
         while state.step < last:

@@ -32,6 +32,8 @@ class TrainingState:
         """Validation metrics of the best network, with "step"; empty before the first validation."""
         self.step = 0
         """Updates done."""
+        self.judged = 0
+        """Of those, before the last validation."""
         self.segment = 0
         """How often the run was resumed."""
         self.skipped = 0.0
@@ -93,6 +95,7 @@ class TrainingState:
             optimisers=optimisers | {"scaler": update.scaler.state_dict()},
             best_network=_copied(self.best_network.state_dict()) if self.best else {},
             best=dict(self.best),
+            judged=self.judged,
             segment=self.segment,
             skipped=self.skipped + float(update.skipped),
             model=describe(c.kind, c.model, self.best_network, c.scale, c.hr_size),
@@ -135,7 +138,8 @@ class TrainingState:
             # Rates and decays are of this run: --resume may come with others.
             optimiser.load_state_dict({"state": old["state"], "param_groups": groups})
         self.stage.phase = saved.phase or self.stage.phase
-        self.step, self.segment, self.best = saved.step, saved.segment + 1, dict(saved.best)
+        self.step, self.judged, self.segment = saved.step, saved.judged, saved.segment + 1
+        self.best = dict(saved.best)
         self.skipped, self.scaler = saved.skipped, saved.optimisers["scaler"]
 
 
