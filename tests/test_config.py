@@ -194,8 +194,12 @@ def test_switches_without_a_default_are_flags_like_others():
 
 
 def test_passwords_are_not_shown():
-    config = parse(TrainSRConfig, [*SR, "--tracking-uri", "postgresql://me:hunter2@db/mlflow"], "job")
+    config = build(
+        TrainSRConfig, model="srcnn", hr="hr", output="out", tracking_uri="postgresql://me:hunter2@db/mlflow"
+    )
     assert "hunter2" not in to_yaml(config)
+    with pytest.raises(UsageError, match=r"postgresql://\*\*\*@db/mlflow: what is on a command line stands in `ps`"):
+        parse(TrainSRConfig, [*SR, "--tracking-uri", "postgresql://me:hunter2@db/mlflow"], "job")
 
 
 def test_dry_run_touches_nothing(tmp_path):

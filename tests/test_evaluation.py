@@ -137,13 +137,13 @@ def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, monkeyp
     alexnet = {f"features.{places[k[0]]}{k[1:]}": v for k, v in backbone.state_dict().items()}
     torch.save(alexnet, tmp_path / "alex.pth")
     torch.save((torch.randn(9, 1), torch.rand(9, 36) * 2 - 1), tmp_path / "svm.pt")
-    save_embedding("pt", tmp_path / "embedding.pt")
+    save_embedding("onnx", tmp_path / "embedding.onnx")
     few, shards = part_of(hr_folder, 30, tmp_path), str(tmp_path / "shards")
     prepare(build(PrepareConfig, input=few, output=shards, rows_per_shard=12))
     base = {
         "model": edsr, "test": shards, "real": part_of(lr_folder, 20, tmp_path), "reference": few, "cpus_per_actor": 0.25,
         "metrics": ("psnr", "ssim", "lpips", "identity", "brisque"), "lpips": {"weights": str(tmp_path / "alex.pth")},
-        "identity": {"embedding": str(tmp_path / "embedding.pt")}, "brisque": {"weights": str(tmp_path / "svm.pt")},
+        "identity": {"embedding": str(tmp_path / "embedding.onnx")}, "brisque": {"weights": str(tmp_path / "svm.pt")},
     }  # fmt: skip
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-of-one"))
     one = evaluate(config(tmp_path, "one", **base, actors=1))

@@ -103,9 +103,9 @@ def test_failure_is_exit_1(tmp_path, capsys):
     assert "jobs.demo failed: disk on fire" in capsys.readouterr().err
 
 
-def test_unreachable_tracker_is_exit_2(tmp_path, capsys):
-    arguments = ["--output", str(tmp_path), "--tracking-uri", "http://me:secret@127.0.0.1:9"]
-    assert DEMO.main(arguments) == 2
+def test_unreachable_tracker_is_exit_2(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    assert DEMO.main(["--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "cannot be reached" in error
     assert "secret" not in error

@@ -3,6 +3,7 @@
 Their pretrained weights are not to be had offline, so both sides get one file of random weights.
 """
 
+import hashlib
 import importlib
 import os
 import subprocess
@@ -26,7 +27,6 @@ from facelab.metrics.kid import kid
 from facelab.metrics.no_reference import Brisque, BrisqueConfig
 from facelab.metrics.perceptual import Lpips, LpipsConfig
 from PIL import Image
-from torch import nn
 from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, KEY_METRIC_KID_STD, kid_features_to_metric
 from torchvision.models import inception_v3
 
@@ -200,7 +200,8 @@ def test_identity_is_the_cosine_of_embeddings(tmp_path, kind):
     place = tmp_path / f"embedding.{kind}"
     network = save_embedding(kind, place)
     x, y = pair()
-    found = Identity(IdentityConfig(embedding=str(place), colour="bgr"))(x, y)["identity"]
+    trust = None if kind == "onnx" else hashlib.sha256(place.read_bytes()).hexdigest()
+    found = Identity(IdentityConfig(embedding=str(place), trust_sha256=trust, colour="bgr"))(x, y)["identity"]
     inputs = [(models.resize.resize(z.float(), 112).clamp(0, 255).flip(1) - 127.5) / 127.5 for z in (x, y)]
     with torch.no_grad():
         a, b = (network(z).numpy() for z in inputs)
@@ -215,11 +216,19 @@ def test_identity_without_a_network_says_what_to_give(tmp_path):
     with pytest.raises(UsageError, match=r"broken\.onnx: no ONNX"):
         Identity(IdentityConfig(embedding=str(tmp_path / "broken.onnx")))
     with pytest.raises(UsageError, match=r"cannot embed|not embeddings"):
-        Identity(IdentityConfig(embedding=str(save_wrong(tmp_path / "w.pt"))))
+        Identity(IdentityConfig(embedding=str(save_wrong(tmp_path / "wrong.onnx"))))
 
 
 def save_wrong(place: Path) -> Path:
-    torch.jit.script(nn.Conv2d(3, 4, 3)).save(place)
+    """A network whose last layer is lacking: what it gives has four dimensions."""
+    import onnx
+
+    save_embedding("onnx", place)
+    model = onnx.load(place)
+    model.graph.node.pop()
+    model.graph.node[-1].output[0] = "y"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, place)
     return place
 
 
@@ -258,3 +267,19 @@ def test_psnr_and_ssim_equal_basicsrs(noisy, crop):
             assert float(psnr(x, y, colour=colour, crop=crop)[i]) == pytest.approx(expected, abs=1e-6)
             expected = np.mean([basicsr_ssim(a[..., c], b[..., c]) for c in range(a.shape[-1])])
             assert float(ssim(x, y, colour=colour, crop=crop)[i]) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["pt", "pt2"])
+def test_files_that_can_run_code_are_not_loaded_untrusted(tmp_path, monkeypatch, kind):
+    """Refused before a byte of them is interpreted, with the hash that would trust this very file."""
+    place = tmp_path / f"embedding.{kind}"
+    save_embedding(kind, place)
+    loaded = []
+    for module, name in ((torch.export, "load"), (torch.jit, "load")):
+        monkeypatch.setattr(module, name, lambda *given, **options: loaded.append(given))
+    digest = hashlib.sha256(place.read_bytes()).hexdigest()
+    with pytest.raises(UsageError, match=f"can run code of whoever made it: .* --identity.trust-sha256 {digest}"):
+        Identity(IdentityConfig(embedding=str(place)))
+    with pytest.raises(UsageError, match="it is another file than the one you trust"):
+        Identity(IdentityConfig(embedding=str(place), trust_sha256="0" * 64))
+    assert not loaded

@@ -219,9 +219,15 @@ def parse(config_type: type[J], argv: list[str], prog: str) -> J:
     """Parse a job's command line.
 
     Raises:
-        UsageError: unknown, missing or invalid option, in one line.
+        UsageError: unknown, missing or invalid option, or a secret in one, in one line.
         SystemExit: after --help.
     """
+    for argument in argv:
+        if "s3://" not in argument and (shown := without_secret(argument)) != argument:  # of s3://, storage tells
+            raise UsageError(
+                f"{prog}: {shown}: what is on a command line stands in `ps` and in Ray's list of jobs: give the plain "
+                "address, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of MLFLOW_TRACKING_URI"
+            )
     file = _value_of(argv, "--config")
     from_file = _read_yaml(file) if file else {}
     preset = str(_value_of(argv, "--preset") or from_file.get("preset") or config_type.model_fields["preset"].default)

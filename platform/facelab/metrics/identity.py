@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import tempfile
 from typing import Any, Literal, Self
 
 import torch
@@ -16,6 +17,10 @@ from facelab.metrics.image_metric import ImageMetric
 from facelab.metrics.number import Metric
 from models.resize import resize
 
+_RUN_CODE = (".pt", ".ts", ".pt2")
+"""torch.export unpickles what it loads, and loads compiled code; TorchScript has operators that map any file to write
+into it, also while it is loaded."""
+
 
 class IdentityConfig(Config):
     """Recognition network of the identity similarity."""
@@ -23,7 +28,10 @@ class IdentityConfig(Config):
     # The defaults fit ArcFace's as InsightFace publishes them.
 
     embedding: Uri | None = None
-    """URI of the network: .onnx, TorchScript (.pt, .ts) or torch.export (.pt2); (B, 3, S, S) -> (B, D)."""
+    """URI of the network, an ONNX file: (B, 3, S, S) -> (B, D). TorchScript (.pt, .ts) and torch.export (.pt2), which
+    can run code, need trust_sha256."""
+    trust_sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
+    """SHA-256 of a file of embedding that may run code here; any other file is refused."""
     size: int = Field(default=112, ge=16)
     """Side S of its input, px; faces are resized to it whole, not aligned by landmarks."""
     colour: Literal["rgb", "bgr"] = "rgb"
@@ -45,16 +53,18 @@ class Identity(ImageMetric):
     def __init__(self, options: IdentityConfig, crop: int = 0):
         """
         Raises:
-            UsageError: no network given, or one that cannot be read or gives no embeddings.
+            UsageError: no network given, or one that is not trusted, cannot be read or gives no embeddings.
         """
         super().__init__(options, crop)
         if options.embedding is None:
             raise UsageError(
-                "metric identity: needs --identity.embedding, the URI of a face-recognition network as ONNX, "
-                "TorchScript or torch.export file, such as an ArcFace of 112 px; none comes with facelab"
+                "metric identity: needs --identity.embedding, the URI of a face-recognition network as ONNX file, such "
+                "as an ArcFace of 112 px; none comes with facelab"
             )
         self.config, self.device = options, torch.device("cpu")
         self.data = storage.read_bytes(options.embedding)
+        self.digest = hashlib.sha256(self.data).hexdigest()
+        _require_trust(options, self.digest)  # before any of it is loaded; actors are sent these very bytes
         self._network: Any = None
         found = self.embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8))
         if found.ndim != 2 or len(found) != 2:
@@ -89,13 +99,13 @@ class Identity(ImageMetric):
         return {"identity": F.cosine_similarity(self.embed(images), self.embed(truth))}
 
     def record(self, column: str) -> dict[str, Any]:
-        digest, settings = hashlib.sha256(self.data).hexdigest(), self.config.model_dump(exclude={"embedding"})
-        return {"colour": self.config.colour, "weights": digest, "settings": settings}
+        settings = self.config.model_dump(exclude={"embedding", "trust_sha256"})
+        return {"colour": self.config.colour, "weights": self.digest, "settings": settings}
 
     def _load(self) -> Any:
         uri = str(self.config.embedding)
         try:
-            if uri.endswith(".onnx"):
+            if not uri.endswith(_RUN_CODE):
                 return _onnx(self.data, self.device)
             if uri.endswith(".pt2"):
                 module = torch.export.load(io.BytesIO(self.data)).module().to(self.device)
@@ -105,8 +115,24 @@ class Identity(ImageMetric):
             raise
         except Exception as error:  # damaged files raise a dozen types
             reason = str(error).strip().splitlines()[0][:200]
-            raise UsageError(f"{uri}: no ONNX (.onnx), TorchScript or torch.export (.pt2) file ({reason})") from error
+            kind = "TorchScript or torch.export (.pt2)" if uri.endswith(_RUN_CODE) else "ONNX"
+            raise UsageError(f"{uri}: no {kind} file ({reason}): export it again") from error
         return lambda x: module(x.to(self.device))
+
+
+def _require_trust(options: IdentityConfig, digest: str) -> None:
+    """Raises UsageError for a file that is not the trusted one, and for one that runs code and is not trusted."""
+    if options.trust_sha256 is not None:
+        if options.trust_sha256.lower() != digest:
+            raise UsageError(
+                f"{options.embedding}: its SHA-256 is {digest}, not that of --identity.trust-sha256: it is another "
+                "file than the one you trust"
+            )
+    elif str(options.embedding).endswith(_RUN_CODE):
+        raise UsageError(
+            f"{options.embedding}: a TorchScript or torch.export file can run code of whoever made it: export it as "
+            f"ONNX, or, if you trust this very file, give --identity.trust-sha256 {digest}"
+        )
 
 
 def _onnx(data: bytes, device: torch.device) -> Any:
@@ -117,6 +143,10 @@ def _onnx(data: bytes, device: torch.device) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     provider = "CUDAExecutionProvider" if device.type == "cuda" else "CPUExecutionProvider"
-    session = onnxruntime.InferenceSession(data, options, providers=[provider])
+    # Weights may lie in other files, which a model that was read as bytes would find in the working folder: no hash
+    # would speak for them.
+    with tempfile.TemporaryDirectory(prefix="facelab-") as empty:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", empty)
+        session = onnxruntime.InferenceSession(data, options, providers=[provider])
     name = session.get_inputs()[0].name
     return lambda x: session.run(None, {name: x.numpy()})[0]
