@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -133,12 +136,95 @@ def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder
         assert token["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
 
 
+def cluster_file() -> dict:
+    return yaml.safe_load((ROOT / "cluster.yaml").read_text())
+
+
 def test_cluster_file_passes_rays_schema_check():
+    """No node without a role, without which S3 answers 403 there; the head runs no tasks; what is mounted is there."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    validate_config(prepare_config(config))
-    workers = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
-    assert any("GPU" in kind["resources"] for kind in workers)
-    for kind in workers:  # without one, S3 answers 403 on workers only
+    config = cluster_file()
+    validate_config(prepare_config(cluster_file()))
+    for kind in config["available_node_types"].values():
         assert kind["node_config"]["IamInstanceProfile"]["Name"]
+        assert kind["node_config"]["SecurityGroupIds"]
+    assert config["available_node_types"][config["head_node_type"]]["resources"] == {"CPU": 0, "head": 1}
+    assert all((ROOT / place).exists() for place in config["file_mounts"].values() if not place.startswith("~"))
+
+
+def test_gpu_nodes_are_spot_and_on_demand_where_there_are_none():
+    """By the autoscaler's own choice: first spot; after a launch of it failed, on demand; later spot again."""
+    from ray.autoscaler.v2.scheduler import ResourceDemandScheduler
+
+    types = cluster_file()["available_node_types"]
+    spot, on_demand = types["gpu_worker"], types["gpu_worker_on_demand"]
+    assert spot["resources"] == on_demand["resources"]  # or their scores would decide, before anything else
+    assert "InstanceMarketOptions" in spot["node_config"]
+    assert "InstanceMarketOptions" not in on_demand["node_config"]
+    for failed, expected in ((None, "gpu_worker"), (0.0, "gpu_worker_on_demand"), (1.0, "gpu_worker")):
+        assert launched(ResourceDemandScheduler, types, {"GPU": 1}, failed) == {expected: 1}
+
+
+def launched(scheduler, types: dict, wanted: dict[str, float], spot_availability: float | None) -> dict[str, int]:
+    """Node type -> how many the autoscaler would launch for one request."""
+    from ray.autoscaler.v2.instance_manager.config import NodeTypeConfig
+    from ray.autoscaler.v2.scheduler import SchedulingRequest
+    from ray.autoscaler.v2.utils import ResourceRequestUtil
+    from ray.core.generated.autoscaler_pb2 import ResourceRequestByCount
+
+    configs = {
+        name: NodeTypeConfig(
+            name=name, min_worker_nodes=0, max_worker_nodes=kind.get("max_workers", 1), resources=kind["resources"],
+            priority=kind.get("priority", 0),
+        )
+        for name, kind in types.items() if name != "head"
+    }  # fmt: skip
+    known = {} if spot_availability is None else {"gpu_worker": spot_availability}
+    demand = ResourceRequestByCount(request=ResourceRequestUtil.make(wanted), count=1)
+    request = SchedulingRequest(
+        node_type_configs=configs, resource_requests=[demand], recoverable_resource_availabilities=known,
+        disable_launch_config_check=True, max_num_nodes=10,
+    )  # fmt: skip
+    reply = scheduler(None).schedule(request)
+    return {launch.instance_type: launch.count for launch in reply.to_launch}
+
+
+def test_the_notice_of_a_spot_machine_reaches_ray(tmp_path, monkeypatch):
+    """From a metadata service as AWS describes it: nothing for a while, then a time; the node is drained until then."""
+    from ray.core.generated.common_pb2 import NodeDeathInfo
+
+    asked: list[str] = []
+    end = datetime.now(UTC) + timedelta(minutes=2)
+
+    class Metadata(BaseHTTPRequestHandler):
+        def do_PUT(self):
+            self._answer(200, b"a-token")
+
+        def do_GET(self):
+            asked.append(self.headers["X-aws-ec2-metadata-token"])
+            body = json.dumps({"action": "terminate", "time": end.strftime("%Y-%m-%dT%H:%M:%SZ")}).encode()
+            self._answer(404, b"") if len(asked) < 2 else self._answer(200, body)
+
+        def _answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    service = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    threading.Thread(target=service.serve_forever, daemon=True).start()
+    with cluster_of("a") as nodes:
+        metadata = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{service.server_port}"}
+        environment = os.environ | metadata | {"RAY_ADDRESS": nodes.address}
+        subprocess.run([sys.executable, "deploy/spot_notice.py"], cwd=ROOT, env=environment, check=True)
+        look = "import json, ray; ray.init(logging_level='ERROR'); print(json.dumps(ray.nodes()))"
+        said = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
+    service.shutdown()
+    assert asked == ["a-token"] * 2
+    (gone,) = [node for node in json.loads(said.stdout.splitlines()[-1]) if not node["Alive"]]  # idle, so at once
+    assert gone["DeathReason"] == NodeDeathInfo.Reason.Value("AUTOSCALER_DRAIN_PREEMPTED")
+    assert gone["DeathReasonMessage"] == f"spot machine until {end:%H:%M:%S} UTC"
