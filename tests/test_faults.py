@@ -245,7 +245,7 @@ def test_a_bucket_that_vanishes_midway(tmp_path, whole):
 
     with s3_server(tmp_path) as env:
         with proxy(rule, env["AWS_ENDPOINT_URL"]) as store:
-            said = run_jobs(env | {"AWS_ENDPOINT_URL": store.url}, expect=2)
+            said = run_jobs(env | {"AWS_ENDPOINT_URL": store.url}, expect=1)
         assert "error: s3://bucket/pairs/" in said
         assert "the bucket is not there: check the bucket's name" in said
         pairs = tmp_path / "bucket" / "pairs"

@@ -163,7 +163,7 @@ def test_a_trial_that_lost_its_process_goes_on_and_one_that_diverged_does_not(
     assert diverged["error"] == "loss is nan"
     runs = trials_of(summary["mlflow_run_id"])
     attempts = [(run.data.tags["seed"], run.info.status) for run in runs]
-    assert sorted(attempts) == [("0", "FAILED"), ("0", "FINISHED"), ("1", "FAILED")]
+    assert sorted(attempts) == [("0", "FINISHED"), ("1", "FAILED")]  # of a trial that is restarted, one run
     (last,) = (run for run in runs if run.info.status == "FINISHED")
     assert last.data.metrics["segment"] == 1  # from the checkpoint at step 2
 

@@ -76,6 +76,8 @@ class JobConfig(Config):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     """Preset name -> {dotted option: value}; what a preset does not name keeps its default."""
+    KEEPS_RUN: ClassVar[bool] = False
+    """Whether an interrupted job can be gone on with, in the same MLflow run, which its output therefore names."""
     WRITES: ClassVar[tuple[str, ...]] = ("summary.json",)
     """Names below the output that the job writes or deletes."""
 
@@ -110,7 +112,7 @@ class JobConfig(Config):
 
     @property
     def resumes(self) -> bool:
-        """Whether it goes on with what an earlier run of it began, and with the same MLflow run."""
+        """Whether it goes on with what an earlier run of it began: see KEEPS_RUN."""
         return False
 
     def check_output(self) -> None:

@@ -141,7 +141,7 @@ def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gp
     values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
     values |= {"max_steps": config.max_steps} if config.max_steps else {}
     values |= {"max_rejected": config.max_rejected, "allow_enlarged": config.allow_enlarged}
-    values["resume"] = True  # what Tune restarts goes on
+    values |= {"resume": True, "checkpoint_minutes": 0.5}  # what Tune restarts goes on
     values["compute"] = {"cpus_per_worker": config.cpus_per_trial, "gpu": gpu}
     return Step(folder, Job(trial["name"], kind, _train, training_plan), build(kind, **values))
 

@@ -132,7 +132,8 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
     run_id = _resumed(uri, place, values) if config.resumes else None
     if run_id is None:
         run_id = _begun(uri, job, config, values, parent)
-        storage.write_text(place, json.dumps({"run_id": run_id, "tracking_uri": without_secret(uri)}, indent=2))
+        if config.KEEPS_RUN:
+            storage.write_text(place, json.dumps({"run_id": run_id, "tracking_uri": without_secret(uri)}, indent=2))
     run, status = JobRun(uri, run_id, 60 * config.tracking_patience), "FAILED"
     try:
         yield run

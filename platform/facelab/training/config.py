@@ -119,6 +119,7 @@ class TrainConfig(FacesConfig):
     compute: ComputeConfig = ComputeConfig()
     """Precision, memory layout, resources."""
 
+    KEEPS_RUN = True
     WRITES = (*FacesConfig.WRITES, "run.json", "training.json", "model/model.json", "model/model.safetensors")
     NETWORKS: ClassVar[Mapping[str, type[Network]]]
     """What `model` may name: networks with recipes and presets."""
