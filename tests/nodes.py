@@ -73,6 +73,7 @@ def cluster_of(*names: str, head_cpus: int = 0) -> Iterator[Nodes]:
     """A head and nodes of these names."""
     ray, port = str(Path(sys.executable).with_name("ray")), free_port()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
+    environment["PATH"] = f"{Path(ray).parent}{os.pathsep}{environment['PATH']}"  # a job's `python`, as on a real node
     environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}  # there are others on this machine
     process = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, ray, str(port), str(head_cpus)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

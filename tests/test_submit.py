@@ -1,14 +1,11 @@
 """Jobs on their way to a cluster: what is told before, with and without one."""
 
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-import mlflow
 import pytest
-from conftest import ROOT, s3_server
+from conftest import ROOT
 from facelab.config import build
 from facelab.errors import UsageError
 from facelab.submission import checks
@@ -17,7 +14,6 @@ from facelab.submission.client import Log, archive_size, uploaded_files
 from facelab.synthesis.job import SynthesizeConfig
 from facelab.tracking.client import tracking_uri
 from facelab.training.sr import TrainSRConfig
-from nodes import cluster_of
 
 MIB = 2**20
 
@@ -124,52 +120,3 @@ def test_a_typo_is_told_before_anything_is_looked_for(tmp_path):
         assert done.returncode == 2, done.stdout
         assert said in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.cluster
-def test_a_job_is_looked_at_submitted_followed_and_stopped(tmp_path, hr_folder, monkeypatch):
-    """On two nodes with a token. The wrong one, a bucket that is not there and workers that find no room are told in one
-    line each; a job is followed to its end; another is left alone, and stopped."""
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-0123456789abcdef"}
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    with s3_server(tmp_path / "store") as store:
-        for name, value in (token | store).items():
-            monkeypatch.setenv(name, value)
-        with cluster_of("a", "b") as nodes:
-
-            def submit(*arguments: str, env: dict[str, str] | None = None, expect: int = 0) -> str:
-                environment = os.environ | {"RAY_API_SERVER_ADDRESS": nodes.dashboard} | (env or {})
-                command = [sys.executable, "-m", "jobs.submit", *arguments]
-                done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=280)
-                assert done.returncode == expect, done.stdout + done.stderr
-                assert token["RAY_AUTH_TOKEN"] not in done.stdout + done.stderr
-                return done.stdout + done.stderr
-
-            job = ["--", "train_sr", "--preset", "debug", "--model", "srcnn", "--hr", str(hr_folder), "--workers", "2"]
-            job += ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
-            said = submit(*job, "--output", "s3://bucket/a", env={"RAY_AUTH_TOKEN": "wrong"}, expect=2)
-            assert "refused the token" in said
-            said = submit(*job, "--output", "s3://nowhere/a", expect=2)
-            assert "s3://nowhere/a" in said
-            assert "the bucket is not there" in said
-            said = submit(*job, "--output", "s3://bucket/a", "--workers", "40", "--batch-size", "40", expect=2)
-            assert "--workers 40 needs 40 × (1 CPU), the cluster has room for 2" in said
-
-            said = submit(*job, "--output", "s3://bucket/a")
-            assert "✓" in said
-            assert "✗" not in said
-            name = next(line.split()[1] for line in said.splitlines() if line.startswith("submitted "))
-            assert f"{nodes.dashboard}/#/jobs/{name}" in said
-            place = tmp_path / "store" / "bucket"
-            summary = json.loads((place / "a" / "summary.json").read_text())
-            assert summary["steps"] == 4
-            client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-            assert client.get_run(summary["mlflow_run_id"]).data.tags["ray_submission_id"] == name
-            said = submit(*job, "--output", "s3://bucket/a", expect=2)
-            assert "has checkpoints up to step 4: pass --resume" in said
-
-            said = submit("--detach", *job, "--output", "s3://bucket/b", "--max-steps", "1000000")
-            name = next(line.split()[1] for line in said.splitlines() if line.startswith("submitted "))
-            said = submit("--stop", name)
-            assert "stopped" in said
-            assert not Path(place / "b" / "summary.json").exists()
