@@ -7,7 +7,7 @@ PYTHON ?= python3
 OUT ?= outputs/demo
 SEED ?= 0
 
-.PHONY: demo test test-slow bench lint uv env
+.PHONY: demo test test-slow bench lint mlflow uv env
 demo: env
 	.venv/bin/python -m jobs.demo --output $(OUT) --seed $(SEED) \
 	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
@@ -17,10 +17,19 @@ test: env lint
 	.venv/bin/pytest -n 2 --dist loadgroup
 
 test-slow: env
-	.venv/bin/pytest -m "slow or cluster or browser or chaos" --timeout 900
+	.venv/bin/pytest -n 2 --dist loadgroup -m "slow or cluster or browser or chaos" --timeout 900
 
 bench: env
 	.venv/bin/python -m benchmarks.frechet
+
+# What deploy/compose.yaml starts, without containers: on the PostgreSQL (PGHOST) and the bucket that deploy/tracking.env names.
+mlflow: env
+	@test -f deploy/tracking.env || { echo "cp deploy/tracking.env.example deploy/tracking.env, and change it"; exit 1; }
+	set -a; source deploy/tracking.env; PGPASSWORD=$$POSTGRES_PASSWORD PGUSER=mlflow PGDATABASE=mlflow; \
+	  MLFLOW_BACKEND_STORE_URI=postgresql:// MLFLOW_AUTH_CONFIG_PATH=deploy/tracking_auth.ini \
+	  MLFLOW_AUTH_ADMIN_USERNAME=admin MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false; \
+	  exec .venv/bin/mlflow server --app-name=basic-auth --host=$$MLFLOW_BIND --port=5000 --workers=2 \
+	  --allowed-hosts=$$MLFLOW_ALLOWED_HOSTS
 
 lint: env
 	.venv/bin/ruff check .

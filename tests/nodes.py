@@ -4,9 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import MappingProxyType
 
 from conftest import ROOT, free_port
 
@@ -63,18 +64,24 @@ class Nodes:
         """As when a machine loses its power."""
         self._do("kill", name)
 
+    def kill_all(self) -> None:
+        """As when a whole site loses its power: head and nodes, each process."""
+        for pid in processes_named("", below=self.pid):
+            with suppress(ProcessLookupError):  # died with another
+                os.kill(pid, signal.SIGKILL)
+
     def drain(self, name: str) -> None:
         """As at the notice that a spot machine is taken away, 20 s before."""
         self._do("drain", name)
 
 
 @contextmanager
-def cluster_of(*names: str, head_cpus: int = 0) -> Iterator[Nodes]:
-    """A head and nodes of these names."""
+def cluster_of(*names: str, head_cpus: int = 0, env: Mapping[str, str] = MappingProxyType({})) -> Iterator[Nodes]:
+    """A head and nodes of these names; `env` is in the environment of all of them."""
     ray, port = str(Path(sys.executable).with_name("ray")), free_port()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
     environment["PATH"] = f"{Path(ray).parent}{os.pathsep}{environment['PATH']}"  # a job's `python`, as on a real node
-    environment |= {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}  # there are others on this machine
+    environment |= env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}  # there are others on this machine
     process = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, ray, str(port), str(head_cpus)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         start_new_session=True,
@@ -86,7 +93,8 @@ def cluster_of(*names: str, head_cpus: int = 0) -> Iterator[Nodes]:
         yield nodes
     finally:
         assert process.stdin is not None
-        process.stdin.close()
+        with suppress(BrokenPipeError):  # of kill_all
+            process.stdin.close()
         try:
             process.wait(60)
         except subprocess.TimeoutExpired:
