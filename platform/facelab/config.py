@@ -217,21 +217,31 @@ def nearest(word: str, known: Any) -> str:
     return f": did you mean {match[0]!r}?" if match else f": choose one of {', '.join(known)}"
 
 
+_INSTEAD = "and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of MLFLOW_TRACKING_URI"
+
+
 def parse(config_type: type[J], argv: list[str], prog: str) -> J:
     """Parse a job's command line.
 
     Raises:
-        UsageError: unknown, missing or invalid option, or a secret in one, in one line.
+        UsageError: unknown, missing or invalid option, or a secret in one or in the --config file, in one line.
         SystemExit: after --help.
     """
     for argument in argv:
         if "s3://" not in argument and (shown := without_secret(argument)) != argument:  # of s3://, storage tells
             raise UsageError(
                 f"{prog}: {shown}: what is on a command line stands in `ps` and in Ray's list of jobs: give the plain "
-                "address, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of MLFLOW_TRACKING_URI"
+                f"address, {_INSTEAD}"
             )
     file = _value_of(argv, "--config")
     from_file = _read_yaml(file) if file else {}
+    for key, value in flatten(from_file).items():
+        for text in map(str, value if isinstance(value, list) else [value]):
+            if not text.startswith("s3://") and (shown := _without_secrets(text)) != text:
+                raise UsageError(
+                    f"{file}: {without_secret(key)}: {shown}: a config file is copied and uploaded with the code: give "
+                    f"the plain address, {_INSTEAD}"
+                )
     preset = str(_value_of(argv, "--preset") or from_file.get("preset") or config_type.model_fields["preset"].default)
     if preset not in config_type.PRESETS:
         raise UsageError(f"--preset {preset!r} is unknown{nearest(preset, config_type.PRESETS)}")

@@ -12,6 +12,10 @@ class StoreError(UsageError):
     """A store that cannot be reached or written: may pass, so a Ray worker that meets it is restarted."""
 
 
+class Agreed(UsageError):
+    """One that every worker of a training raises alike, so that none is left waiting for the others."""
+
+
 def one_line(text: str) -> str:
     """Without line breaks and what else cannot be printed: names may come from anywhere."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from facelab import storage
 from facelab.data.shards import split_of
+from facelab.data.tables import require_plain
 from facelab.errors import UsageError, one_line
 from facelab.images import IMAGE_SUFFIXES, MAX_BYTES, BadImage
 
@@ -319,6 +320,7 @@ def index_parquet(uri: str, column: str, id_column: str = "", group_column: str 
         leaf, labels = _leaf(parquet, uri, column), [name for name in (id_column, group_column) if name]
         if missing := set(labels) - set(parquet.schema_arrow.names):
             raise UsageError(f"{uri}: no column {sorted(missing)[0]!r}: it has {', '.join(parquet.schema_arrow.names)}")
+        require_plain(uri, (parquet.schema_arrow.field(name) for name in labels))
         number = 0
         for group in range(parquet.num_row_groups):
             for row, values in enumerate(_rows(parquet, group, labels)):
@@ -394,5 +396,7 @@ class _Parquet:
         return value.as_py()
 
     def _start(self, group: str, leaf: str) -> None:
+        schema = self._file.schema_arrow
+        require_plain(self._uri, (field for field in schema if field.name in (leaf, leaf.removesuffix(".bytes"))))
         self._place, self._first, self._values = (group, leaf), 0, pa.array([])
         self._batches = self._file.iter_batches(self._ROWS, row_groups=[int(group)], columns=[leaf], use_threads=False)

@@ -21,7 +21,7 @@ from facelab.data import shards
 from facelab.data.faces import training_face
 from facelab.data.items import Item
 from facelab.data.source import Row, Source, Unit, find, kind_of, read
-from facelab.data.tables import chunks
+from facelab.data.tables import chunks, require_plain
 from facelab.errors import UsageError
 from facelab.images import BadImage, decode_tensor
 
@@ -197,7 +197,9 @@ def _sizes(uri: str) -> dict[str, tuple[int, int, int]]:
     with storage.explained(uri):
         try:
             shard = pq.ParquetFile(path, filesystem=filesystem, buffer_size=2**16)
-            (pair,) = next(shard.iter_batches(1, columns=["hr", "lr"])).to_pylist()
+            batch = next(shard.iter_batches(1, columns=["hr", "lr"]))
+            require_plain(uri, batch.schema)
+            (pair,) = batch.to_pylist()
             return {name: tuple(decode_tensor(data).shape) for name, data in pair.items()}  # pyrefly: ignore
         except BadImage as error:
             raise UsageError(f"{uri}: its first pair: {error}: write the set again") from error

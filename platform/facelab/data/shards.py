@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facelab import storage
-from facelab.data.tables import chunks, write_table
+from facelab.data.tables import chunks, require_plain, write_table
 from facelab.errors import StoreError, UsageError
 
 FACE_SCHEMA = pa.schema(
@@ -201,7 +201,9 @@ def parse_shard(uri: str, data: bytes, columns: Sequence[str]) -> list[dict[str,
         UsageError: they cannot be read, or lack a column.
     """
     try:
-        return pq.read_table(io.BytesIO(data)).select(list(columns)).to_pylist()
+        table = pq.read_table(io.BytesIO(data)).select(list(columns))
+        require_plain(uri, table.schema)
+        return table.to_pylist()
     except KeyError as error:
         raise UsageError(f"{uri}: no column {error}: not the kind of shards that is wanted here") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -218,6 +220,7 @@ def read_columns(uri: str, names: Sequence[str]) -> list[list[Any]]:
     try:
         with storage.explained(uri):
             table = pq.read_table(path, columns=list(names), filesystem=filesystem)
+        require_plain(uri, table.schema)
         return [table[name].to_pylist() for name in names]
     except (KeyError, pa.ArrowInvalid) as error:
         raise UsageError(f"{uri}: damaged shard ({str(error).splitlines()[0]}): write the set again") from error

@@ -1,4 +1,4 @@
-"""Rows in portions: lists of so many, and Parquet files, written whole or little by little."""
+"""Rows in portions: lists of so many, and Parquet files, written whole or little by little; what is read of others'."""
 
 import hashlib
 import io
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facelab import storage
+from facelab.errors import UsageError
 
 T = TypeVar("T")
 
@@ -29,6 +30,29 @@ def write_table(uri: str, rows: list[dict[str, Any]], schema: pa.Schema) -> tupl
     data = buffer.getvalue()
     storage.write_bytes(uri, data)
     return len(data), hashlib.sha256(data).hexdigest()
+
+
+def require_plain(uri: str, fields: Iterable[pa.Field]) -> None:
+    """Refuse columns of types that are not Arrow's own, before a value of them is looked at: where Ray Data is loaded,
+    its `ray.data.arrow_pickled_object` unpickles, and so runs, whatever a file holds.
+
+    Raises:
+        UsageError: there is such a column.
+    """
+    for field in fields:
+        if _is_extended(field.type):
+            raise UsageError(
+                f"{uri}: column {field.name!r} is of type {field.type}, which may run code when it is read: write the "
+                "file with plain columns"
+            )
+
+
+def _is_extended(kind: pa.DataType) -> bool:
+    """Whether an extension type is somewhere in a type."""
+    if pa.types.is_dictionary(kind):
+        return _is_extended(kind.value_type)  # pyrefly: ignore
+    inner = (kind.field(i).type for i in range(kind.num_fields))  # pyrefly: ignore
+    return isinstance(kind, pa.BaseExtensionType) or any(map(_is_extended, inner))
 
 
 class LongTable:
