@@ -1,6 +1,7 @@
 """What would stop a job on a cluster, each with the line that mends it; of the cluster's own view: probe.py."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from facelab.config import JobConfig, flatten, places, without_secret
-from facelab.errors import UsageError
+from facelab.errors import UsageError, one_line
 
-ANSWER = "facelab-probe "
-"""How the line begins, in the log of the job that looks around on a cluster, that holds its answer in JSON."""
+ANSWER = "facelab-look "
+"""How the line begins, in the log of a job that looks around first, that follows its checks: its answer in JSON."""
+_WELL, _WRONG = "✓ ", "✗ "
 _LARGEST = 10
 """Files named where an upload is too large."""
 
@@ -25,7 +27,14 @@ class Check:
     """What is wrong and how to mend it; None where all is well."""
 
     def __str__(self) -> str:
-        return f"✗ {self.wrong}" if self.wrong else f"✓ {self.what}"
+        # A cluster said some of it: nothing that a terminal would obey.
+        return one_line(f"{_WRONG}{self.wrong}" if self.wrong else f"{_WELL}{self.what}")
+
+
+def check_in(line: str) -> Check | None:
+    """The one that was printed as this line of a log; None in any other."""
+    text = line[len(_WELL) :]
+    return {_WELL: Check(text), _WRONG: Check(text, text)}.get(line[: len(_WELL)])
 
 
 def checked(what: str, look: Callable[..., str | None], *arguments: Any) -> Check:
@@ -33,20 +42,59 @@ def checked(what: str, look: Callable[..., str | None], *arguments: Any) -> Chec
     try:
         found = look(*arguments)
     except UsageError as error:
-        return Check(what, without_secret(str(error)))
+        return Check(what, without_secret(str(error).splitlines()[0]))
     return Check(f"{what}: {found}" if found else what)
 
 
-def no_secrets(arguments: Iterable[str], env_vars: Mapping[str, str]) -> None:
-    """Refuse secrets in a command line or in environment variables of a job: Ray shows both in its dashboard."""
+_SECRET = re.compile("TOKEN|SECRET|PASSWORD|PASSWD|ACCESS_KEY|API_?KEY")
+"""In the name of an environment variable whose value is one."""
+_NO_SECRET = re.compile("_(PATH|FILE|MODE)$")
+"""And those that say where it lies."""
+_SHORTEST = 8
+"""Characters of a secret that is looked for by its value: shorter ones are in words by chance."""
+
+
+def secrets_of(environment: Mapping[str, str]) -> dict[str, str]:
+    """Name -> value of what an environment holds in secret."""
+    return {
+        name: value.strip()
+        for name, value in environment.items()
+        if _SECRET.search(name.upper()) and not _NO_SECRET.search(name.upper()) and len(value.strip()) >= _SHORTEST
+    }
+
+
+def no_secrets(
+    arguments: Iterable[str], env_vars: Mapping[str, str], environment: Mapping[str, str] = os.environ
+) -> None:
+    """Refuse secrets in a command line or in environment variables of a job: Ray shows both in its dashboard.
+
+    Args:
+        environment: of this process, whose secrets are looked for by their values.
+    """
+    arguments = list(arguments)
+    for name, secret in secrets_of(environment).items():
+        for place, text in (
+            *(("a job's options", argument) for argument in arguments),
+            *((f"runtime_env.yaml: {each}", str(value)) for each, value in env_vars.items()),
+        ):
+            if secret in text:
+                raise UsageError(
+                    f"{place}: the value of {name} stands there, and Ray would show it to all who see the dashboard: "
+                    "take it out, and set it in the environment of the nodes"
+                )
     for argument in arguments:
         if (shown := without_secret(argument)) != argument:
             raise UsageError(
                 f"{shown}: Ray would show the secret in it to all who see the dashboard: give the plain address, and "
                 "set the secret in the environment of the nodes"
             )
-    for name in env_vars:
-        if re.search("TOKEN|SECRET|PASSWORD|ACCESS_KEY", name.upper()):
+    for name, value in env_vars.items():
+        if (shown := without_secret(str(value))) != str(value):
+            raise UsageError(
+                f"runtime_env.yaml: {name}: {shown}: Ray would show the secret in it to all who see the dashboard: set "
+                "it in the environment of the nodes"
+            )
+        if _SECRET.search(name.upper()):
             raise UsageError(
                 f"runtime_env.yaml: {name} is no place for a secret: set it in the environment of the nodes"
             )

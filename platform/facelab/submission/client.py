@@ -16,12 +16,16 @@ from ray._private import ray_constants
 from ray._private.runtime_env import packaging
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.util.state import list_nodes
+from ray.util.state.exception import RayStateApiException
 
+from facelab.config import without_secret
 from facelab.errors import UsageError
 from facelab.job import DONE, FAILED, TERMINATED
+from facelab.submission.checks import ANSWER
 
 UPLOAD_LIMIT = ray_constants.DASHBOARD_CLIENT_MAX_SIZE
-_CONNECT_S, _POLL_S, _STOP_S = 5, 0.5, 60
+_CONNECT_S, _POLL_S, _END_S, _STOP_S = 5, 0.5, 20, 60
 
 # That they pack, upload, and what they leave out.
 for _name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env"):
@@ -54,6 +58,11 @@ def connect(address: str | None) -> JobSubmissionClient:
         UsageError: no address, nothing there, or no token that the cluster takes.
     """
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS") or ""
+    if (shown := without_secret(address)) != address:
+        raise UsageError(
+            f"{shown}: the address is shown, and Ray takes no password in it: give the plain address, and the token in "
+            "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        )
     url = urlsplit(address)
     if url.scheme not in ("http", "https") or not url.hostname:
         raise UsageError(
@@ -82,6 +91,17 @@ def _about_token(error: str) -> str:
     return (
         "wants a token (HTTP 401): set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH, to the cluster's"
     )
+
+
+def head_resource(client: JobSubmissionClient) -> dict[str, float] | None:
+    """What a driver reserves so that it runs on the head, which is not preempted: a little of the resource `head`, as
+    cluster.yaml names it. None where there is none of that name: Ray's default is the head, too, but a cluster may have
+    changed it."""
+    try:
+        heads = list_nodes(client.get_address(), filters=[("is_head_node", "=", True)])
+    except (RayStateApiException, OSError):
+        return None
+    return {"head": 0.001} if any("head" in node.resources_total for node in heads) else None
 
 
 def job_info(client: JobSubmissionClient, submission: str) -> Any:
@@ -113,15 +133,58 @@ def finished(client: JobSubmissionClient, submission: str, within: float) -> Any
     return info
 
 
-def follow(client: JobSubmissionClient, submission: str) -> int:
+def lines_until_answer(client: JobSubmissionClient, submission: str, within: float) -> Iterator[str]:
+    """The log of a job that looks around first, as it grows; the last line is its answer.
+
+    Args:
+        within: the longest that is waited for it, in s.
+
+    Raises:
+        UsageError: the job has ended without an answer, or did not give it in time.
+    """
+    deadline, known = time.monotonic() + within, 0
+    while True:
+        info = job_info(client, submission)  # before its log, which is whole if it has ended by now
+        log = client.get_job_logs(submission)
+        lines = log[: log.rfind("\n") + 1].splitlines()  # the last one may still be written
+        for line in lines[known:]:
+            yield line
+            if line.startswith(ANSWER):
+                return
+        known = len(lines)
+        if info.status.is_terminal():
+            said = [line for line in (log or info.message or "").splitlines() if line.strip()]
+            raise UsageError(
+                f"it ended before it could look around: {said[-1].strip() if said else 'it said nothing'}: see `ray "
+                f"job logs {submission}`; where a module or python is missing, install uv.lock on every node, as "
+                "cluster.yaml does, or say --uv"
+            )
+        if time.monotonic() > deadline:
+            raise UsageError(
+                f"no answer within {within:g} s, so it was stopped: see `ray job logs {submission}`: try again, or use "
+                "an image that has uv.lock installed"
+            )
+        time.sleep(_POLL_S)
+
+
+def forget(client: JobSubmissionClient, submission: str) -> None:
+    """Remove a job that only looked around from Ray's list, once it has ended."""
+    if finished(client, submission, within=_END_S).status.is_terminal():
+        client.delete_job(submission)
+
+
+def follow(client: JobSubmissionClient, submission: str, answered: bool = False) -> int:
     """Print a job's log until its end; returns the exit code of the job.
+
+    Args:
+        answered: only what comes after the answer of a job that looked around first.
 
     Raises:
         UsageError: there is no such job, or the connection is lost.
     """
     job_info(client, submission)
     try:
-        asyncio.run(_print_log(client, submission))
+        asyncio.run(_print_log(client, submission, answered))
         info = finished(client, submission, within=60)  # the log may end a moment before the job does
     except (RuntimeError, aiohttp.ClientError) as error:
         raise UsageError(_lost(client, submission)) from error
@@ -133,7 +196,7 @@ def follow(client: JobSubmissionClient, submission: str) -> int:
     if not info.status.is_terminal():
         raise UsageError(_lost(client, submission))
     if info.driver_exit_code is None:  # it never ran: its node died, or its environment could not be made
-        print(f"{submission} failed: {info.message}")
+        print("\n".join(_harmless(line) for line in f"{submission} failed: {info.message}".splitlines()))
     return info.driver_exit_code or FAILED
 
 
@@ -151,14 +214,19 @@ def stop(client: JobSubmissionClient, submission: str) -> None:
     print(f"{submission}: {info.status.lower()}")
 
 
-async def _print_log(client: JobSubmissionClient, submission: str) -> None:
-    log = Log()
+async def _print_log(client: JobSubmissionClient, submission: str, answered: bool) -> None:
+    log, shown = Log(), not answered
     async for text in client.tail_job_logs(submission):
         for line in log.readable(text):
-            print(line, flush=True)
+            if line.startswith(ANSWER):
+                shown = True
+            elif shown:
+                print(line, flush=True)
 
 
 _COLOUR = r"(?:\x1b\[[0-9;]*m)*"
+_COMMAND = re.compile(r"\x1b\[[0-9;]*m|[^\t -~\xa0-\U0010ffff]|[\u200b-\u200f\u2028-\u202e\u2066-\u2069]")
+"""Of a terminal: colours, which stay, and all else that a log may tell it to do."""
 _SPEAKER = re.compile(rf"{_COLOUR}\(\w+ pid=\d+[^)]*\){_COLOUR}\s*")
 _BAR = re.compile(r"^[^|]*?(\d+)%\|[^|]*\|[^\[]*\[[^\]]*\]")
 
@@ -178,7 +246,13 @@ class Log:
             while bar := _BAR.match(line):  # what was printed next may stand behind it
                 if self._tenth != (tenth := int(bar[1]) // 10):
                     self._tenth = tenth
-                    yield bar[0].strip()
+                    yield _harmless(bar[0]).strip()
                 line = line[bar.end() :]
             if line.strip() and not _SPEAKER.fullmatch(line):
-                yield line.rstrip()
+                yield _harmless(line).rstrip()
+
+
+def _harmless(line: str) -> str:
+    """Without what moves the cursor, changes the title or the clipboard, or turns the reading: a log quotes whatever
+    names and messages its job met."""
+    return _COMMAND.sub(lambda found: found[0] if len(found[0]) > 1 else "", line)

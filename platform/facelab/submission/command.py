@@ -30,7 +30,7 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--grows", action="store_true", help="wait for an autoscaler, where nothing tells of one")
     parser.add_argument("--follow", metavar="ID", help="follow a job that was submitted")
     parser.add_argument("--stop", metavar="ID", help="stop it: as SIGTERM does, and after 30 s for good")
-    parser.add_argument("--probe", help=argparse.SUPPRESS)  # what the first job on the cluster is told: versions
+    parser.add_argument("--look", help=argparse.SUPPRESS)  # on the cluster: versions of packages in the lock file
     return parser.parse_args(argv)
 
 
@@ -49,12 +49,14 @@ def main(argv: list[str], job_named: Callable[[str], Job]) -> int:
             return submit.look_after(options)
         if not name:
             raise UsageError("jobs.submit: no job: write it behind --, as in -- train_sr --hr s3://… (see --help)")
-        config = parse(job_named(name).config, arguments, f"jobs.{name}")
-        if options.probe:
+        job = job_named(name)
+        config = parse(job.config, arguments, f"jobs.{name}")
+        if options.look:
             from facelab.submission.probe import probe  # see above
 
-            probe(config, json.loads(options.probe), options.grows)
-            return DONE
+            if not probe(config, json.loads(options.look), options.grows):
+                return UNUSABLE
+            return DONE if options.check else job.main(arguments)
         from facelab.submission import submit  # see above
 
         return submit.submit(options, name, config, arguments)

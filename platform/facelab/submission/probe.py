@@ -2,8 +2,9 @@
 
 import json
 import os
+import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,32 +27,54 @@ _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where `ray up` leaves its cluster file on the head, whose autoscaler reads it there."""
 
 
-def probe(config: JobConfig, packages: dict[str, str], grows: bool) -> None:
-    """Look, on the cluster, and print the answer.
+def probe(config: JobConfig, packages: dict[str, str], grows: bool) -> bool:
+    """Look, on the cluster, print what is found as it is found, then the answer; whether nothing is wrong.
 
     Args:
         packages: name -> version in the lock file.
         grows: the user's word for it that there is an autoscaler.
     """
-    os.environ.update(_IMPATIENT)
-    answer: dict[str, Any] = {}
-    checks = [
-        checked("the output is free", _output_is_free, config),
-        checked("MLflow, from the driver", _note_tracking, answer, config),
-    ]
-    if not any(check.wrong for check in checks):
+    answer: dict[str, Any] = {"uri": "", "experiment": None}
+    well = _said(checked("the output is free", _output_is_free, config))
+    well &= _said(checked("MLflow, from the driver", _note_tracking, answer, config))
+    if well:
         with ray_session():
-            answer |= {"head": "head" in ray.cluster_resources()}
-            checks += _looks(config, answer["uri"], packages, grows)
-    answer |= {"uri": without_secret(answer.get("uri", ""))}
-    print(ANSWER + json.dumps(answer | {"checks": [vars(check) for check in checks]}))
+            for check in _looks(config, answer["uri"], packages, grows):
+                well &= _said(check)
+    _write(ANSWER + json.dumps(answer | {"well": well, "uri": without_secret(answer["uri"])}))
+    return well
+
+
+def _said(check: Check) -> bool:
+    """Print it; whether it is well."""
+    _write(str(check))
+    return check.wrong is None
+
+
+def _write(line: str) -> None:
+    """At once, for Ray prints what workers say into the same log from another thread."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _note_tracking(answer: dict[str, Any], config: JobConfig) -> str:
-    answer |= {"uri": tracking_uri(config), "experiment": None}
+    answer["uri"] = tracking_uri(config)
     if _on_server(answer["uri"]):
-        answer |= {"experiment": experiment_id(answer["uri"], config.experiment)}
+        answer["experiment"] = _experiment_id(answer["uri"], config.experiment)
     return without_secret(answer["uri"])
+
+
+def _experiment_id(uri: str, name: str) -> str | None:
+    """Asked with little patience, for a job that goes on in this process with more."""
+    before = dict(os.environ)
+    os.environ.update(_IMPATIENT)
+    try:
+        return experiment_id(uri, name)
+    finally:
+        for variable in _IMPATIENT:
+            os.environ.pop(variable)
+            if variable in before:
+                os.environ[variable] = before[variable]
 
 
 def _on_server(uri: str) -> bool:
@@ -88,27 +111,27 @@ def _one_of_each_kind(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list({node["Labels"].get(_KIND): node for node in workers or nodes}.values())
 
 
-def _looks(config: JobConfig, uri: str, packages: Mapping[str, str], grows: bool) -> list[Check]:
+def _looks(config: JobConfig, uri: str, packages: Mapping[str, str], grows: bool) -> Iterator[Check]:
     """At the cluster, and from its workers."""
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    checks: list[Check] = []
     if demand := demand_of(config):
         types, most = node_types() or (None, None)
         resources = [node["Resources"] for node in nodes]
-        checks.append(checked("resources", room, demand, resources, types, most, grows))
-        if checks[-1].wrong:
-            return checks
+        check = checked("resources", room, demand, resources, types, most, grows)
+        yield check
+        if check.wrong:
+            return
     written = [config.output, *([] if _on_server(uri) else [str(Path(uri.removeprefix("sqlite:///")).parent)])]
     for node in _one_of_each_kind(nodes):
         look = _look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
         marks: dict[str, str] = {}
         try:
-            left = [checked(f"{place}: the driver can write", _leave_mark, marks, place) for place in written]
-            checks += left + ray.get(look.remote(config, node["NodeManagerAddress"], marks, uri, packages))
+            for place in written:
+                yield checked(f"{place}: the driver can write", _leave_mark, marks, place)
+            yield from ray.get(look.remote(config, node["NodeManagerAddress"], marks, uri, packages))
         finally:
             for mark in marks.values():
                 storage.delete(mark)
-    return checks
 
 
 def _leave_mark(marks: dict[str, str], place: str) -> None:
@@ -124,7 +147,6 @@ def _leave_mark(marks: dict[str, str], place: str) -> None:
 @ray.remote(num_cpus=0, max_retries=0)
 def _look(config: JobConfig, node: str, marks: dict[str, str], uri: str, packages: Mapping[str, str]) -> list[Check]:
     """From the node that this runs on, which `node` names."""
-    os.environ.update(_IMPATIENT)
     checks = [checked(f"{node}: packages as in uv.lock", _same_packages, node, packages)]
     for place, mark in marks.items():
         checks.append(checked(f"{place}: {node} can write", _find_mark, node, place, mark))
@@ -136,7 +158,7 @@ def _look(config: JobConfig, node: str, marks: dict[str, str], uri: str, package
 
 
 def _answers(uri: str, experiment: str) -> None:
-    experiment_id(uri, experiment)
+    _experiment_id(uri, experiment)
 
 
 def _same_packages(node: str, packages: Mapping[str, str]) -> str:

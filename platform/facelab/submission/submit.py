@@ -16,13 +16,14 @@ from urllib.parse import quote
 import yaml
 from ray.job_submission import JobSubmissionClient
 
-from facelab.config import JobConfig
-from facelab.errors import UsageError
+from facelab.config import JobConfig, without_secret
+from facelab.errors import UsageError, one_line
 from facelab.job import DONE, INTERRUPTED, UNUSABLE
 from facelab.submission import client as ray_jobs
 from facelab.submission.checks import (
     ANSWER,
     Check,
+    check_in,
     checked,
     config_file,
     no_local_places,
@@ -58,31 +59,27 @@ def submit(options: argparse.Namespace, name: str, config: JobConfig, arguments:
         _all_well([Check("cluster", str(error))])
         return UNUSABLE
     _all_well([Check(f"cluster: {client.get_address()}")])
-    python = [*(_UV_RUN if options.uv else ()), "python", "-m"]
-    probe = [*python, "jobs.submit", *(["--grows"] if options.grows else []), "--probe", json.dumps(_locked(folder))]
-    answer = _asked(client, shlex.join([*probe, "--", name, *arguments]), runtime_env)
-    if not _all_well(Check(**check) for check in answer["checks"]):
-        return UNUSABLE
-    if options.check:
-        return DONE
-
     submission = _id(name, config)
-    link = _mlflow_link(answer, config, submission)
+    dashboard = f"{client.get_address()}/#/jobs/{submission}"
     client.submit_job(
-        entrypoint=shlex.join([*python, f"jobs.{name}", *arguments]),
+        entrypoint=_entrypoint(options, _locked(folder), name, arguments),
         submission_id=submission,
         runtime_env=runtime_env,
-        metadata={"job": name, "output": config.output, "git_sha": git_sha(), "mlflow": link},
+        metadata=_metadata(name, config, submission) | {"dashboard": dashboard},
         # The driver must not be preempted, nor take a worker's place.
-        entrypoint_resources={"head": 0.001} if answer["head"] else None,
+        entrypoint_resources=ray_jobs.head_resource(client),
     )
+    answer = _answer(client, submission)
+    if options.check or not answer["well"]:
+        ray_jobs.forget(client, submission)
+        return DONE if answer["well"] else UNUSABLE
     print(f"submitted  {submission}")
-    print(f"dashboard  {client.get_address()}/#/jobs/{submission}")
-    print(f"mlflow     {link}", flush=True)
+    print(f"dashboard  {dashboard}")
+    print(f"mlflow     {one_line(_mlflow_link(answer, config, submission))}", flush=True)  # as the cluster says
     if options.detach:
         print(_afterwards(submission))
         return DONE
-    return _follow(client, submission)
+    return _follow(client, submission, answered=True)
 
 
 def look_after(options: argparse.Namespace) -> int:
@@ -94,9 +91,9 @@ def look_after(options: argparse.Namespace) -> int:
     return DONE
 
 
-def _follow(client: JobSubmissionClient, submission: str) -> int:
+def _follow(client: JobSubmissionClient, submission: str, answered: bool = False) -> int:
     try:
-        return ray_jobs.follow(client, submission)
+        return ray_jobs.follow(client, submission, answered)
     except KeyboardInterrupt:
         print(f"\nthe job goes on\n{_afterwards(submission)}")
         return INTERRUPTED
@@ -116,28 +113,29 @@ def _all_well(checks: Iterable[Check]) -> bool:
     return not wrong
 
 
-def _asked(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, Any]) -> dict[str, Any]:
-    """What the cluster answers to a small job that looks around there.
+def _entrypoint(options: argparse.Namespace, packages: dict[str, str], name: str, arguments: list[str]) -> str:
+    """The job, which looks around first."""
+    told = [f"--{flag}" for flag in ("grows", "check") if getattr(options, flag)]
+    python = [*(_UV_RUN if options.uv else ()), "python", "-m", "jobs.submit"]
+    return shlex.join([*python, *told, "--look", json.dumps(packages), "--", name, *arguments])
+
+
+def _answer(client: JobSubmissionClient, submission: str) -> dict[str, Any]:
+    """What a job answers that looks around first: {"well": whether it goes on, "uri", "experiment": of MLflow}. Its
+    checks are shown as they come.
 
     Raises:
-        UsageError: nothing.
+        UsageError: none. The job is stopped, as where the user does not wait for it.
     """
-    submission = client.submit_job(
-        entrypoint=entrypoint, runtime_env=runtime_env, submission_id=f"look-{uuid.uuid4().hex[:6]}"
-    )
+    line = ""
     try:
-        ended = ray_jobs.finished(client, submission, within=_PROBE_S).status.is_terminal()
-        log = client.get_job_logs(submission).splitlines()
-    finally:
+        for line in ray_jobs.lines_until_answer(client, submission, _PROBE_S):
+            if check := check_in(line):
+                _all_well([check])
+    except BaseException:
         client.stop_job(submission)
-    if answers := [line.removeprefix(ANSWER) for line in log if line.startswith(ANSWER)]:
-        client.delete_job(submission)
-        return json.loads(answers[-1])
-    reason = next((line for line in reversed(log) if line.strip()), "it said nothing") if ended else "it did not end"
-    raise UsageError(
-        f"a first look from the cluster failed: {reason}: see `ray job logs {submission}`; where a module or python is "
-        "missing, install uv.lock on every node, as cluster.yaml does, or say --uv"
-    )
+        raise
+    return json.loads(line.removeprefix(ANSWER))
 
 
 def _runtime_env(folder: Path, uv: bool) -> dict[str, Any]:
@@ -174,9 +172,25 @@ def _id(name: str, config: JobConfig) -> str:
     return f"{readable[:60]}-{uuid.uuid4().hex[:6]}"
 
 
+def _metadata(name: str, config: JobConfig, submission: str) -> dict[str, str]:
+    """What Ray's dashboard shows of the job, and tells its driver. Where the nodes track, only they know."""
+    where = without_secret(config.tracking_uri) if config.tracking_uri else "MLFLOW_TRACKING_URI of the nodes"
+    return {
+        "job": name,
+        "output": config.output,
+        "git_sha": git_sha(),
+        "mlflow": f"{where}, experiment {config.experiment}: {_query(submission)}",
+    }
+
+
+def _query(submission: str) -> str:
+    """Finds the MLflow runs of this submission, which are tagged with it."""
+    return f'tags.ray_submission_id = "{submission}"'
+
+
 def _mlflow_link(answer: dict[str, Any], config: JobConfig, submission: str) -> str:
-    """Of the runs of this submission, which are tagged with it; how to open them where no server has a page."""
-    query = f'tags.ray_submission_id = "{submission}"'
+    """Of the runs of this submission; how to open them where no server has a page."""
+    query = _query(submission)
     if answer["uri"].startswith("sqlite:"):
         return f"mlflow ui --backend-store-uri {answer['uri']}, then search for {query}"
     if answer["experiment"] is None:  # this job will make it
