@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
@@ -20,6 +19,8 @@ from facelab.tracking.delivery import Delivery
 from facelab.tracking.spool import Spool, segments
 from facelab.training.job import TRAIN_SR
 from facelab.training.sr import TrainSRConfig
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from servers import small_server
 
 
 def config_of(hr, out, **values) -> TrainSRConfig:
@@ -129,25 +130,27 @@ def test_a_resumed_training_is_one_run(tmp_path, hr_folder):
     assert TRAIN_SR.run(config.model_copy(update={"resume": True}))["mlflow_run_id"] != run_id
 
 
-@contextmanager
-def server(folder: Path, port: int):
-    """An MLflow server on a SQLite file and a folder."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/server.db"]
-    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    nowhere = subprocess.DEVNULL
-    process = subprocess.Popen([*command, "--workers", "1"], stdout=nowhere, stderr=nowhere, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            assert process.poll() is None
-            with socket.socket() as s:
-                if s.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+def test_what_mlflow_refuses_ends_no_training(tmp_path, hr_folder, monkeypatch, capsys):
+    """Of numbers, pictures, the model, the end: the run's owner is told what is missing there, and has all of it."""
+
+    def refuses(*_, **__):
+        raise mlflow.MlflowException("no rights for that", PERMISSION_DENIED)
+
+    options = ["--preset", "debug", "--hr", str(hr_folder), "--output", str(tmp_path), "--model", "srcnn"]
+    with monkeypatch.context() as patch:
+        patch.setattr("facelab.tracking.delivery.client_of", refuses)
+        patch.setattr("facelab.tracking.runs.register_model", refuses)
+        patch.setattr(mlflow.MlflowClient, "set_terminated", refuses)
+        assert TRAIN_SR.main(options) == 0
+    said = capsys.readouterr().err
+    assert "was not told: numbers and pictures of the training (refused: no rights for that), the model" in said
+    assert "that the run is FINISHED (refused" in said
+    assert "registered_model" not in json.loads((tmp_path / "summary.json").read_text())
+    assert TRAIN_SR.main([*options, "--resume"]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["registered_model"] == "models:/facelab-srcnn/1"
+    client = mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    assert len(told(client, summary["mlflow_run_id"], "train/loss")) == summary["steps"]
 
 
 def started(uri: str, hr: Path, out: Path, *options: str) -> subprocess.Popen:
@@ -161,8 +164,8 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
     """The server is stopped while the training runs, and is back after its end: all is there, each step once. And one
     that stays away for longer than one waits: exit 0, said, and delivered by the same command with --resume."""
     port, out = free_port(), tmp_path / "out"
-    patient = ["--max-steps", "1500", "--checkpoint-every", "100", "--validation-images", "2"]
-    with server(tmp_path, port) as uri:
+    patient = ["--max-steps", "600", "--checkpoint-every", "50", "--validation-images", "2"]
+    with small_server(tmp_path, port) as uri:
         job = started(uri, hr_folder, out, *patient)
         short = started(uri, hr_folder, tmp_path / "short", *patient, "--tracking-patience", "0")
         for place in (out, tmp_path / "short"):
@@ -176,7 +179,7 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
     assert short.returncode == 0, said
     assert "was not told: numbers and pictures of the training, the model, in the registry as facelab-srcnn" in said[1]
     assert "registered_model" not in json.loads((tmp_path / "short" / "summary.json").read_text())
-    with server(tmp_path, port) as uri:
+    with small_server(tmp_path, port) as uri:
         said = job.communicate()
         assert job.returncode == 0, said
         assert "is away" in said[1]
@@ -190,7 +193,7 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
             run = client.get_run(summary["mlflow_run_id"])
             assert run.info.status == "FINISHED"
             assert run.data.metrics["best/psnr_rgb"] == summary["best_psnr_rgb"]
-            assert [step for step, _ in told(client, run.info.run_id, "train/loss")] == list(range(1, 1501))
+            assert [step for step, _ in told(client, run.info.run_id, "train/loss")] == list(range(1, 601))
 
 
 @pytest.mark.cluster

@@ -135,7 +135,7 @@ def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gp
     """The training of one trial, whose network is not registered."""
     kind: type[TrainConfig] = TrainSRConfig if config.space == "attention" else TrainDegraderConfig
     values = trial["options"] | {"preset": training_preset(config), "hr": config.hr, "seed": trial["seed"]}
-    folder = f"trials/{trial['name']}"
+    folder = _folder(trial)
     values |= {"output": storage.join(config.output, folder)}
     values |= {"tracking_uri": tracking_uri, "experiment": config.experiment, "workers": config.workers}
     values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
@@ -144,6 +144,11 @@ def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gp
     values |= {"resume": True, "checkpoint_minutes": 0.5}  # what Tune restarts goes on
     values["compute"] = {"cpus_per_worker": config.cpus_per_trial, "gpu": gpu}
     return Step(folder, Job(trial["name"], kind, _train, training_plan), build(kind, **values))
+
+
+def _folder(trial: dict[str, Any]) -> str:
+    """In the output of the sweep."""
+    return f"trials/{trial['name']}"
 
 
 def _train(config: TrainConfig, run: JobRun) -> dict[str, Any]:
@@ -187,25 +192,26 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
     """Run every trial of the table; returns the summary and writes OUTPUT/trials.json.
 
     Raises:
-        UsageError: unusable inputs, or trials that can never start.
-        UsageError: also where the input of every trial was.
+        UsageError: unusable inputs, also of every trial alone, or trials that can never start.
         RuntimeError: every trial failed.
     """
     trials = trial_table(config)
     first = trial_step(config, trials[0], run.uri, gpu=False).config
     check_inputs(first)
+    outputs = {trial["name"]: storage.join(config.output, _folder(trial)) for trial in trials}
     metric, mode = SRStage.selection if config.space == "attention" else DegraderStage.selection
     try:
         # The dashboard carries the State API, without which Ray Train never frees the workers of a stopped trial.
         with ray_session(dashboard=config.workers > 0):
             results = _fit(config, trials, run, first, metric, mode)
     except BaseException:  # an interruption, too
-        end_stopped_trials(run.uri, config.experiment, run.id, interrupted=True)
+        end_stopped_trials(run.uri, config.experiment, run.id, outputs, interrupted=True)
         raise
     rows = [_row(result, metric) for result in results]
-    stopped = end_stopped_trials(run.uri, config.experiment, run.id, {row["name"] for row in rows if row["error"]})
-    done = [row for row in rows if row[metric] is not None]
     storage.write_text(storage.join(config.output, "trials.json"), json.dumps(rows, indent=2))
+    crashed = {row["name"] for row in rows if row["error"]}
+    stopped = end_stopped_trials(run.uri, config.experiment, run.id, outputs, crashed)
+    done = [row for row in rows if row[metric] is not None]
     run.text(json.dumps(rows, indent=2), "trials.json")
     if not done:
         unusable = all((result.metrics or {}).get("unusable") for result in results)

@@ -23,6 +23,7 @@ from pydantic import model_validator
 from facelab import storage
 from facelab.config import RUN, JobConfig, uri_or
 from facelab.data import shards
+from facelab.data.tables import require_plain
 from facelab.errors import StoreError, UsageError, one_line
 from facelab.evaluation.rows import face_of
 from facelab.images import decode_tensor
@@ -214,7 +215,9 @@ def per_image(folder: str) -> dict[str, dict[str, float]]:
     place = storage.join(folder, "per_image.parquet")
     if not storage.exists(place):
         return {}
-    table = pq.read_table(io.BytesIO(storage.read_bytes(place)), filters=[("role", "=", "test")]).to_pydict()
+    data = storage.read_bytes(place)
+    require_plain(place, pq.read_schema(io.BytesIO(data)))
+    table = pq.read_table(io.BytesIO(data), filters=[("role", "=", "test")]).to_pydict()
     return {
         column: {i: v for i, v in zip(table["id"], table[column], strict=True) if v is not None and not math.isnan(v)}
         for column in table.keys() - {"role", "id"}

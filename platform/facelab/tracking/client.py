@@ -17,14 +17,19 @@ from facelab.errors import UsageError
 # submitted job that folder may have been unpacked anew by another node, and then looking fails.
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for every few KB of a run
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # told once, at the start of a job
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip, which an environment by uv lacks
 
 
 def submission_id() -> str | None:
-    """Of the submitted job whose driver this process is, as Ray tells it alone; None in any other process."""
-    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
-    return told.get("metadata", {}).get("job_submission_id")
+    """Of the submitted job whose driver this process is; None in any other process."""
+    return _job_metadata().get("job_submission_id")
+
+
+def _job_metadata() -> dict[str, str]:
+    """Of the submitted job whose driver this process is, as Ray tells it alone."""
+    return json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
 
 
 def tracking_uri(config: JobConfig) -> str:
@@ -84,12 +89,11 @@ def experiment_id(uri: str, name: str) -> str | None:
 
 
 def ray_tags() -> dict[str, str]:
-    """Where Ray shows the submitted job that this process drives."""
-    job = submission_id()
-    if job is None:
-        return {}
-    dashboard = os.environ.get("RAY_DASHBOARD_URL", "")
-    return {"ray_submission_id": job} | ({"ray_dashboard": f"{dashboard}/#/jobs/{job}"} if dashboard else {})
+    """Where Ray shows the submitted job that this process drives. The address of its page is the one that jobs.submit
+    was given: Ray itself does not know by which one its users come."""
+    tags = {"ray_submission_id": "job_submission_id", "ray_dashboard": "dashboard"}
+    told = _job_metadata()
+    return {tag: told[name] for tag, name in tags.items() if name in told}
 
 
 def prepare_database(uri: str) -> None:

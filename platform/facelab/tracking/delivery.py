@@ -114,16 +114,17 @@ class Delivery:
             try:
                 self.send(lambda: self._stop.is_set())
                 if tries:
-                    print(f"MLflow at {without_secret(self.uri)} is back", file=sys.stderr)
+                    print(f"MLflow at {without_secret(self.uri)} takes numbers again", file=sys.stderr)
                 tries, pause = 0, _EVERY_S
             except Exception as error:
-                if not is_away(error) and not isinstance(error, UsageError):
+                # Also what it refuses, such as a run that somebody deleted: no reason to end a training.
+                if not is_away(error) and not isinstance(error, (UsageError, mlflow.MlflowException)):
                     self._failed = error
                     return
                 if not tries:
                     print(
-                        f"MLflow at {without_secret(self.uri)} is away ({reason_of(error)}): the training goes on; its "
-                        f"numbers wait in {self.output}/history",
+                        f"MLflow at {without_secret(self.uri)} takes nothing ({reason_of(error)}): the training goes "
+                        f"on; its numbers wait in {self.output}/history",
                         file=sys.stderr,
                     )
                 pause = _PAUSES[min(tries, len(_PAUSES) - 1)]

@@ -1,10 +1,12 @@
 """MLflow's model registry: trained networks by name and version."""
 
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from modulefinder import ModuleFinder
 from pathlib import Path
 
 import mlflow
@@ -30,8 +32,7 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> st
     The weights stay safetensors and the code travels along as source: nothing is pickled.
     """
     client = client_of(tracking_uri)
-    code = [str(Path(next(iter(package.__path__)))) for package in (facelab, models)]
-    with storage.local_copy(folder) as local:
+    with storage.local_copy(folder) as local, tempfile.TemporaryDirectory(prefix="facelab-code-") as code:
         meta = json.loads((local / "model.json").read_text())
         for version in client.search_model_versions(f"run_id = '{run_id}'"):
             if version.name == name and version.tags.get("sha256") == meta["sha256"]:
@@ -46,7 +47,7 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> st
                 name="model",
                 loader_module="facelab.trained.pyfunc",
                 data_path=str(local),
-                code_paths=code,
+                code_paths=_copy_code(Path(code)),
                 signature=signature,
                 input_example=example,
                 pip_requirements=[f"{package}=={metadata.version(package)}" for package in MODEL_REQUIREMENTS],
@@ -55,6 +56,22 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> st
             )
     client.set_model_version_tag(name, str(info.registered_model_version), "sha256", meta["sha256"])
     return f"models:/{name}/{info.registered_model_version}"
+
+
+def _copy_code(folder: Path) -> list[str]:
+    """Copy what `facelab.trained.pyfunc` imports of our own into a folder; returns the packages there. MLflow uploads
+    file by file, and those of training, data and reports are four times as many."""
+    roots = {package.__name__: Path(next(iter(package.__path__))) for package in (facelab, models)}
+    others = metadata.packages_distributions().keys() - roots.keys()  # which lie beside ours where all are installed
+    finder = ModuleFinder(path=[str(root.parent) for root in roots.values()], excludes=others)
+    finder.import_hook("facelab.trained.pyfunc")
+    for name, module in finder.modules.items():
+        package, place = name.partition(".")[0], getattr(module, "__file__", None)
+        if package in roots and place:
+            copy = folder / Path(place).relative_to(roots[package].parent)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place, copy)
+    return [str(folder / name) for name in roots]
 
 
 @contextmanager

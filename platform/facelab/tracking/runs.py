@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -104,13 +104,15 @@ class JobRun:
         return client_of(self.uri)
 
     def _try(self, what: str, act: Callable[[], Any]) -> Any:
-        """What `act` gives; None if MLflow stays away. The first to wait starts the clock for all."""
+        """What `act` gives; None if MLflow stays away, or refuses it, for which what a job has made is no worse. The
+        first to wait starts the clock for all."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self.patience_s
         try:
             return patiently(self.uri, act, self._deadline)
-        except TrackerAway:
-            self._undelivered.append(what)
+        except (TrackerAway, mlflow.MlflowException) as error:
+            refused = "" if isinstance(error, TrackerAway) else f" (refused: {reason_of(error)})"
+            self._undelivered.append(what + refused)
             return None
 
 
@@ -134,6 +136,8 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
         run_id = _begun(uri, job, config, values, parent)
         if config.KEEPS_RUN:
             storage.write_text(place, json.dumps({"run_id": run_id, "tracking_uri": without_secret(uri)}, indent=2))
+    if uri.startswith("http") and parent is None:
+        print(f"MLflow run {without_secret(uri)}/#/runs/{run_id}")
     run, status = JobRun(uri, run_id, 60 * config.tracking_patience), "FAILED"
     try:
         yield run
@@ -162,11 +166,15 @@ def _begun(uri: str, job: str, config: JobConfig, values: dict[str, Any], parent
     except Exception as error:
         if not is_away(error) and not isinstance(error, mlflow.MlflowException):
             raise
-        raise UsageError(
-            f"--tracking-uri {without_secret(uri)}: MLflow cannot be reached, or does not let us in "
-            f"({reason_of(error)}): start it, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        ) from error
+        raise _refused(uri, error) from error
     return run_id
+
+
+def _refused(uri: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"--tracking-uri {without_secret(uri)}: MLflow cannot be reached, or does not let us in "
+        f"({reason_of(error)}): start it, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    )
 
 
 def _shown(value: Any) -> str:
@@ -196,6 +204,8 @@ def _resumed(uri: str, place: str, values: dict[str, Any]) -> str | None:
             print(f"run {run_id} is not in MLflow any more: a new one", file=sys.stderr)
             return None
         if not is_away(error):
+            if isinstance(error, mlflow.MlflowException):
+                raise _refused(uri, error) from error
             raise
         print(f"MLflow at {without_secret(uri)} is away ({reason_of(error)}): going on without it", file=sys.stderr)
     return run_id
@@ -252,11 +262,17 @@ def run_artifacts(uri: str, run: str, folder: str) -> str:
 
 
 def end_stopped_trials(
-    uri: str, experiment: str, parent: str, crashed: Collection[str] = (), interrupted: bool = False
+    uri: str,
+    experiment: str,
+    parent: str,
+    outputs: Mapping[str, str],
+    crashed: Collection[str] = (),
+    interrupted: bool = False,
 ) -> int:
     """End the runs of trials that could not do it themselves, and send what they spooled.
 
     Args:
+        outputs: name -> --output of the trials: a server is not asked which folder's files it is sent.
         crashed: names of trials that are FAILED. The others were stopped before their end: KILLED.
         interrupted: the whole sweep was, and no scheduler; otherwise those are tagged stopped_early.
 
@@ -269,10 +285,11 @@ def end_stopped_trials(
     query = f"tags.`mlflow.parentRunId` = '{parent}'"
     stopped = 0
     for run in client.search_runs([found.experiment_id], query, max_results=10_000):
-        if run.info.status not in ("RUNNING", "KILLED"):
+        name = run.data.tags.get("job", "")
+        if run.info.status not in ("RUNNING", "KILLED") or name not in outputs:
             continue
-        Delivery(uri, run.info.run_id, run.data.tags["output"], lambda: sys.maxsize).send()
-        failed = run.data.tags["job"] in crashed
+        Delivery(uri, run.info.run_id, outputs[name], lambda: sys.maxsize).send()
+        failed = name in crashed
         client.set_terminated(run.info.run_id, "FAILED" if failed else "KILLED")
         if not failed and not interrupted:
             client.set_tag(run.info.run_id, "stopped_early", "true")

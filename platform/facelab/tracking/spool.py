@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from facelab import storage
+from facelab.errors import UsageError
 from facelab.images import encode_png
 
 _MOST_POINTS = 2000
@@ -107,6 +108,8 @@ def points(segment: Segment, after: int) -> list[Point]:
         after: steps up to this one are left out.
     """
     table = pq.read_table(io.BytesIO(storage.read_bytes(segment.uri)))
+    if table.schema != _SCHEMA:  # of other types, the values of some could run code
+        raise UsageError(f"{segment.uri}: no history of a training: delete it")
     every = int(table.schema.metadata[b"every"])
     found: list[Point] = []
     windows: dict[tuple[str, int], list[tuple[int, int, float]]] = {}
