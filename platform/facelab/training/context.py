@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from facelab.errors import StoreError, UsageError
+from facelab.errors import Agreed, StoreError, UsageError
 
 
 class Progress(Protocol):
@@ -60,6 +60,11 @@ class Context(Protocol):
         ...
 
     @property
+    def is_searched(self) -> bool:
+        """Whether somebody searches among many trainings, and may end this one when it reports."""
+        ...
+
+    @property
     def report(self) -> Callable[[dict[str, float]], None]:
         """Tells who searches among many trainings; every worker does at the same steps, with what rank 0 measured."""
         ...
@@ -79,12 +84,12 @@ class LocalContext:
         self,
         show_progress: bool = True,
         gpu: bool | None = None,
-        report: Callable[[dict[str, float]], None] = lambda values: None,
+        report: Callable[[dict[str, float]], None] | None = None,
     ):
         """
         Args:
             gpu: None: if there is one.
-            report: see Context.report.
+            report: see Context.report; None: nobody searches.
 
         Raises:
             UsageError: there is none.
@@ -92,7 +97,8 @@ class LocalContext:
         if gpu and not torch.cuda.is_available():
             raise UsageError("--compute.gpu: no GPU that torch can use here: leave it out, or give --compute.no-gpu")
         self.device = torch.device("cuda" if gpu is not False and torch.cuda.is_available() else "cpu")
-        self.show_progress, self.report = show_progress, report
+        self.show_progress, self.is_searched = show_progress, report is not None
+        self.report = report or (lambda values: None)
 
     @contextmanager
     def told_to_end(self) -> Iterator[None]:
@@ -141,7 +147,7 @@ def together(context: Context, act: Callable[[], T]) -> T:
     """What `act` gives on this worker, once it has gone well on all.
 
     Raises:
-        UsageError: on every worker alike, also where it is the trouble of one alone, such as a folder that its node
+        Agreed: on every worker alike, also where it is the trouble of one alone, such as a folder that its node
             does not see: those that had gone on would wait for it in their next exchange.
         StoreError: on the one that met it. It may pass, so this worker is restarted, and the others with it.
     """
@@ -153,5 +159,5 @@ def together(context: Context, act: Callable[[], T]) -> T:
     except UsageError as error:
         problem = str(error)
     if problems := dict.fromkeys(filter(None, context.gather(problem))):
-        raise UsageError("; ".join(problems))
+        raise Agreed("; ".join(problems))
     return result  # pyrefly: ignore  (it went well)

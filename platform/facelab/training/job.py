@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from facelab import storage
 from facelab.config import REGISTRY
+from facelab.data.owner import Owner
 from facelab.data.source import kind_of
 from facelab.job import Job
 from facelab.tracking.spool import Spool
@@ -29,23 +30,25 @@ def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
 
 
 def train(config: TrainConfig, run: "JobRun", **options: Any) -> dict[str, Any]:
-    """Train, while MLflow is told of it from the side; `options` as of run_training."""
-    place = storage.join(config.output, "checkpoints")
-
-    def committed() -> int:
-        return max([step for step, _ in checkpoint.steps_at(place)], default=0)
-
-    with run.delivering(config.output, committed):
-        return run_training(config, lambda: Spool(config.output), **options)
+    """Train as the only one there, while MLflow is told of it from the side; `options` as of run_training."""
+    with (
+        Owner(config.output) as owner,
+        run.delivering(config.output, lambda: checkpoint.newest_step(config.checkpoints)),
+    ):
+        summary = run_training(config, lambda: Spool(config.output), **options)
+        owner.check()
+    return summary
 
 
 def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:
-    """The same; a registered model to start from is put beside the output first, where every worker can read it."""
+    """The same; a registered model to start from is put beside the output first, where every worker can read it, and
+    where it is found again by what resumes, also without MLflow."""
     if config.init_from and config.init_from.startswith(REGISTRY):
         place = storage.join(config.output, "init_from")
-        with run.model_folder(config.init_from) as local:
-            for name in FILES:
-                storage.upload(Path(local) / name, storage.join(place, name))
+        if not (config.resume and all(storage.exists(storage.join(place, name)) for name in FILES)):
+            with run.model_folder(config.init_from) as local:
+                for name in FILES:
+                    storage.upload(Path(local) / name, storage.join(place, name))
         config = config.model_copy(update={"init_from": place})
     return train_and_register(config, run)
 

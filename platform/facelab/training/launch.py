@@ -14,7 +14,7 @@ def run_training(
     config: TrainConfig,
     make_logger: LoggerFactory,
     ray_callbacks: Sequence[Any] = (),
-    report: Callable[[dict[str, float]], None] = lambda values: None,
+    report: Callable[[dict[str, float]], None] | None = None,
 ) -> dict[str, Any]:
     """Train with config.workers; returns the summary.
 

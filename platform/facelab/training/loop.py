@@ -5,12 +5,12 @@ import math
 import sys
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from facelab import storage
-from facelab.errors import UsageError
+from facelab.errors import Agreed
 from facelab.job import TERMINATED
 from facelab.trained import checkpoint
 from facelab.training.config import TrainConfig
@@ -48,20 +48,20 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
 
     Raises:
         NonFiniteLoss: see Update.require_finite and TrainingState.require_finite.
-        UsageError: see together; or the workers do not find the same checkpoints.
+        Agreed: see together; or the workers do not find the same checkpoints.
         StoreError: see Saver.
         SystemExit: TERMINATED, after a checkpoint, if this process was told to end.
     """
     stage.networks.to(context.device)
     state = TrainingState(stage, config, context.rank)
-    place = storage.join(config.output, "checkpoints")
-    if (saved := together(context, lambda: checkpoint.newest(place))) is not None:
-        state.restore(saved)
-    if len(set(steps := context.gather(str(state.step)))) > 1:
-        raise UsageError(
+    saved = together(context, lambda: checkpoint.newest(config.checkpoints))
+    if len(set(steps := context.gather(str(saved.step if saved else 0)))) > 1:
+        raise Agreed(
             f"{config.output}: its workers see checkpoints up to the steps {', '.join(steps)}: give an --output that "
             "all nodes share"
         )
+    if saved is not None:
+        together(context, lambda: state.restore(saved))
     if config.compute.channels_last:
         stage.networks.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage.prepare(context, config.compute)
@@ -69,9 +69,18 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
     if state.scaler:
         update.scaler.load_state_dict(state.scaler)
     history = History(context, config.images_per_update)
-    pace, last, checked = Pace(context, config, state.step), total_steps(stage, config), (0, 0.0)
+    last = total_steps(stage, config)
+
+    def note(text: str) -> None:
+        """A line of the log, from whichever of many machines and trainings it comes."""
+        who = f"train_{config.kind} {Path(config.output).name}, rank {context.rank} of {context.world_size}"
+        print(f"[{who}, step {state.step}] {text}", file=sys.stderr, flush=True)
+
+    pace = Pace(context, config, state.step, note)
     if not context.rank:
         logger.begin(state.step, last)
+        if saved is not None:
+            note(f"going on to step {last}")
 
     def judge() -> dict[str, float]:
         """Of the averaged weights, which are kept if they are the best; on rank 0, for which the others wait."""
@@ -84,26 +93,31 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
             stage.networks.train()  # without an average of its own, what was judged is what is trained
         state.judged = state.step
         context.gather("")
-        context.report(values and values | {"step": state.step})
         return values
 
     def save() -> None:
-        nonlocal checked
-        update.require_finite(checked, config.max_skipped)
+        update.require_finite(config.max_skipped, last=state.step >= last)
         state.require_finite()
-        checked = update.made, float(update.skipped)
-        tell = history.take(state.segment, state.skipped + checked[1], stage.waited)
+        tell = history.take(state.segment, state.skipped + float(update.skipped), stage.waited)
         if saver is not None:
             saver.save(state.snapshot(update), lambda: tell(logger))
         pace.saved()
 
+    def report(values: dict[str, float]) -> None:
+        """Once all is written of it, as this may be the end."""
+        if saver is not None:
+            saver.wait()
+        context.report(values and values | {"step": state.step})
+
     with (
-        nullcontext() if context.rank else Saver(place, config.keep_checkpoints) as saver,
+        nullcontext() if context.rank else Saver(config.checkpoints, config.keep_checkpoints, note) as saver,
         closing(context.progress(last, state.step)) as progress,
     ):
         if state.step >= last and state.judged != state.step:
-            judge()  # stopped before it was judged, and now told to make do with that
+            values = judge()  # stopped before it was judged, and now told to make do with that
             save()
+            if context.is_searched:
+                report(values)
         while state.step < last:
             update.progress = state.step / last
             set_learning_rate(stage.optimisers.values(), config.optimiser, update.progress)
@@ -113,18 +127,23 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
             if not context.rank:
                 progress.update(1)
             epoch_ends = state.step % stage.steps_per_epoch == 0 or state.step == last
-            if epoch_ends and (values := judge()):
+            values = judge() if epoch_ends else {}
+            if values:
                 epoch, name = math.ceil(state.step / stage.steps_per_epoch), stage.selection[0]
                 progress.set_description(f"epoch {epoch}: loss {history.loss:.4f} {name} {values[name]:.4g}")
-            due = state.step == last or bool(config.checkpoint_every and state.step % config.checkpoint_every == 0)
+            reports = epoch_ends and context.is_searched
+            due = state.step == last or reports
+            due |= bool(config.checkpoint_every and state.step % config.checkpoint_every == 0)
             ends = False
             if pace.is_due(state.step):
                 look = pace.look(state.step)
-                update.require_finite(checked, config.max_skipped)
+                update.require_finite(config.max_skipped)
                 due, ends = due or look.save, look.end
             if due:
                 save()
+            if reports:
+                report(values)
             if ends and state.step < last:
-                print(f"told to end: saved at step {state.step} of {last}; --resume goes on", file=sys.stderr)
+                note(f"told to end: saved at step {state.step} of {last}; --resume goes on")
                 raise SystemExit(TERMINATED)
     return TrainResult(state.step, state.best, state.best_network.cpu().eval())

@@ -1,8 +1,8 @@
 """When the workers look up from their steps, and decide together whether to save, and whether to end."""
 
 import math
-import sys
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -26,8 +26,8 @@ class Look(NamedTuple):
 class Pace:
     """Clocks and notices differ between workers: rank 0's clock counts, and anybody's notice."""
 
-    def __init__(self, context: Context, config: TrainConfig, step: int):
-        self.context, self.config = context, config
+    def __init__(self, context: Context, config: TrainConfig, step: int, note: Callable[[str], None]):
+        self.context, self.config, self.note = context, config, note
         self._looked, self._at, self._next = time.monotonic(), step, step + 1
         self._saved = self._looked
         self._notice = ""
@@ -41,7 +41,7 @@ class Pace:
         ahead = min(max(_LOOK_S * (step - self._at) / max(now - self._looked, 1e-9), 1), 1000)
         notice = self.context.notice()
         if notice and notice != self._notice and not rank:
-            print(f"step {step}: {notice}: checkpoint now", file=sys.stderr)
+            self.note(f"{notice}: checkpoint now")
         mine = [
             not rank and now - self._saved >= 60 * self.config.checkpoint_minutes,
             notice not in ("", self._notice),

@@ -1,5 +1,6 @@
 """The training loop on Ray Train V2: the only file that imports ray.train."""
 
+import logging
 import os
 import sys
 import time
@@ -10,16 +11,17 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 from ray.experimental import tqdm_ray
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from torch import nn
 from tqdm import tqdm
 
 from facelab import storage
 from facelab.cluster import on_cluster, ray_session, require_room, room
-from facelab.errors import StoreError, UsageError, one_line
+from facelab.errors import Agreed, StoreError, UsageError, one_line
 from facelab.trained import checkpoint
 from facelab.training.collectives import (
     gather_from_workers,
@@ -30,6 +32,7 @@ from facelab.training.collectives import (
 )
 from facelab.training.config import TrainConfig
 from facelab.training.context import Progress
+from facelab.training.saving import PATIENCE_S
 from facelab.training.update import NonFiniteLoss
 from facelab.training.worker import LoggerFactory, train_worker
 
@@ -41,8 +44,9 @@ _COLLECTIVE_TIMEOUT_S = 300
 _PATIENCE = timedelta(hours=12)
 """Of what waits for one worker alone: its data from a cold store, its weights, rank 0's validation. A dead one is found
 out by its connection, and by Ray, long before."""
+_CHATTY = ("boto3", "botocore", "aiobotocore", "s3fs")
 _PAUSE_S = 15
-"""Before workers are started again, for a store or a network that is away."""
+"""Before workers are started again, for a store or a network that is away, or a Ray that has lost a node just now."""
 
 
 class RayContext:
@@ -57,7 +61,12 @@ class RayContext:
     device: torch.device
     ends = False
 
-    def __init__(self):
+    def __init__(self, is_searched: bool = False):
+        """
+        Args:
+            is_searched: see Context.is_searched.
+        """
+        self.is_searched = is_searched
         world = ray.train.get_context()
         self.rank, self.world_size = world.get_world_rank(), world.get_world_size()
         self.device = ray.train.torch.get_device()
@@ -102,7 +111,8 @@ def run_on_ray(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[
 
     Raises:
         UsageError: the cluster can never hold them.
-        Exception: what a worker raised, after config.compute.max_failures restarts that brought no newer checkpoint.
+        UsageError, NonFiniteLoss: what a worker raised, which a restart would meet again.
+        Exception: what else it raised, after config.compute.max_failures restarts that brought no newer checkpoint.
     """
     # Without the State API, Ray Train's own watcher complains every few seconds.
     with ray_session(dashboard=True):
@@ -113,11 +123,13 @@ def run_on_ray(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[
 def _enough(config: TrainConfig) -> bool:
     """Whether to use GPUs; refuses what would wait for ever."""
     gpu = config.compute.gpu
-    use_gpu = room().get("GPU", 0) >= config.workers if gpu is None else gpu
-    wanted = {"CPU": config.workers * config.compute.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
+    fewest = config.min_workers or config.workers
+    use_gpu = room().get("GPU", 0) >= fewest if gpu is None else gpu
+    wanted = {"CPU": fewest * config.compute.cpus_per_worker} | ({"GPU": fewest} if use_gpu else {})
     if gpu is None and not use_gpu and on_cluster():
         print(f"{room().get('GPU', 0):g} GPUs now: training on CPUs; --compute.gpu waits for them", file=sys.stderr)
-    require_room(f"--workers {config.workers} needs", wanted, "--workers or --compute.cpus-per-worker")
+    option = "--workers" if config.min_workers is None else "--min-workers"
+    require_room(f"{option} {fewest} needs", wanted, f"{option} or --compute.cpus-per-worker")
     return use_gpu
 
 
@@ -125,27 +137,36 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
     """Start workers, again as often as some are lost while the training gets on."""
     timeout = _ELASTIC_START_TIMEOUT_S if _is_elastic(config) else _WORKER_START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
-    place = storage.join(config.output, "checkpoints")
-    reached, stalled = -1, 0
+    reached, stalled, since = -1, 0, time.monotonic()
     while True:
         try:
             error = _trainer(config, make_logger, callbacks, use_gpu).fit().return_value  # pyrefly: ignore  (of Train V1)
             break
-        except WorkerGroupError as failure:
+        except (TrainingFailedError, RayActorError) as failure:
+            failures = failure.worker_failures if isinstance(failure, WorkerGroupError) else {}
+            for each in failures.values():
+                if _would_come_again(each):
+                    raise each from failure
             # A store that stayed away is told as everywhere; the others failed because this worker did.
-            stores = [each for each in failure.worker_failures.values() if isinstance(each, StoreError)]
-            step = _newest_step(place, reached)
-            reached, stalled = step, stalled + 1 if step <= reached else 1
-            if stalled > config.compute.max_failures:
+            stores = [each for each in failures.values() if isinstance(each, StoreError)]
+            step = _newest_step(config.checkpoints, reached)
+            if step > reached:
+                reached, stalled, since = step, 0, time.monotonic()
+            stalled += 1
+            patient = bool(stores) and time.monotonic() - since < PATIENCE_S
+            if stalled > config.compute.max_failures and not patient:
                 raise next(iter(stores), failure) from failure
-            lost = ", ".join(
-                f"rank {rank}: {one_line(str(each))[-200:]}" for rank, each in failure.worker_failures.items()
-            )
+            lost = ", ".join(f"rank {rank}: {one_line(str(each))[-200:]}" for rank, each in failures.items())
+            lost = lost or one_line(str(failure))[-200:]
             print(f"workers were lost ({lost}): going on from step {max(step, 0)}", file=sys.stderr)
-            time.sleep(_PAUSE_S if stores else 0)
+            time.sleep(_PAUSE_S if stores or not failures else 0)
     storage.delete(storage.join(config.output, "ray"))
     if error is not None:
         raise error
+
+
+def _would_come_again(error: Exception) -> bool:
+    return isinstance(error, (UsageError, NonFiniteLoss)) and not isinstance(error, StoreError)
 
 
 def _is_elastic(config: TrainConfig) -> bool:
@@ -154,7 +175,7 @@ def _is_elastic(config: TrainConfig) -> bool:
 
 def _newest_step(place: str, known: int) -> int:
     try:
-        return max([step for step, _ in checkpoint.steps_at(place)], default=0)
+        return checkpoint.newest_step(place)
     except StoreError:  # away, as it may have been for the workers
         return known
 
@@ -165,19 +186,25 @@ def _trainer(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[An
     def worker() -> Any:
         if not use_gpu:
             torch.set_num_threads(max(int(config.compute.cpus_per_worker), 1))
+        for name in _CHATTY:  # Ray Train lets every package say what it does
+            logging.getLogger(name).setLevel(logging.WARNING)
         try:
-            train_worker(config, RayContext(), make_logger)
-        except StoreError:
-            raise  # may pass
-        except (UsageError, NonFiniteLoss) as error:
-            return error  # handed back, not raised: a restart would meet it again
+            train_worker(config, RayContext(is_searched=bool(callbacks)), make_logger)
+        except (Agreed, NonFiniteLoss) as error:
+            return error  # handed back by all, not raised: without a traceback
         return None
 
     resources = {"CPU": config.compute.cpus_per_worker} | ({"GPU": 1} if use_gpu else {})
     workers: Any = (config.min_workers, config.workers) if _is_elastic(config) else config.workers
     return TorchTrainer(
         worker,
-        scaling_config=ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            # More workers begin from a checkpoint: to look for them more often would lose what was done since.
+            elastic_resize_monitor_interval_s=60 * config.checkpoint_minutes,
+        ),
         torch_config=ray.train.torch.TorchConfig(timeout_s=_COLLECTIVE_TIMEOUT_S),
         run_config=RunConfig(
             # Ray goes on from its own notes where it finds its name again.

@@ -1,6 +1,5 @@
 """Checkpoints on their way to storage, in a thread, while the training goes on."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,11 +23,16 @@ class Saver:
     not mend itself and ends the run at once. The last whole checkpoint is as it was.
     """
 
-    def __init__(self, place: str, keep: int):
-        self.place, self.keep = place, keep
+    def __init__(self, place: str, keep: int, note: Callable[[str], None]):
+        """
+        Args:
+            keep: so many checkpoints.
+            note: tells the user.
+        """
+        self.place, self.keep, self.note = place, keep, note
         self._waiting: tuple[checkpoint.Checkpoint, list[Callable[[], None]]] | None = None
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._writing = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True, name="checkpoints")
         self._thread.start()
@@ -44,6 +48,16 @@ class Saver:
             before = self._waiting[1] if self._waiting else []
             self._waiting = snapshot, [*before, first]
             self._changed.notify_all()
+
+    def wait(self) -> None:
+        """Until all is written.
+
+        Raises:
+            StoreError: it cannot be.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._error or (self._waiting is None and not self._writing))
+            self._raise()
 
     def __enter__(self) -> Self:
         return self
@@ -71,13 +85,17 @@ class Saver:
             while (job := self._next()) is not None:
                 self._write(*job)
         except BaseException as error:  # raised by who saves next, or waits for the end
-            self._error = error
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
 
     def _next(self) -> tuple[checkpoint.Checkpoint, list[Callable[[], None]]] | None:
         with self._changed:
-            while self._waiting is None and not self._closing:
-                self._changed.wait()
+            self._writing = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting is not None or self._closing)
             job, self._waiting = self._waiting, None
+            self._writing = job is not None
             return job
 
     def _write(self, snapshot: checkpoint.Checkpoint, firsts: list[Callable[[], None]]) -> None:
@@ -88,19 +106,21 @@ class Saver:
                     firsts[0]()
                     firsts.pop(0)
                 checkpoint.write(self.place, snapshot)
-                checkpoint.prune(self.place, self.keep)
                 if tries:
-                    print(f"checkpoint of step {snapshot.step}: written now", file=sys.stderr)
-                return
+                    self.note(f"checkpoint of step {snapshot.step}: written now")
+                break
             except StoreError as error:
                 if not self.place.startswith("s3://") or time.monotonic() - began > PATIENCE_S:
                     raise
                 pause = _PAUSES[min(tries, len(_PAUSES) - 1)]
-                print(f"checkpoint of step {snapshot.step}: {error}; the training goes on, again in {pause:g} s",
-                      file=sys.stderr)  # fmt: skip
+                self.note(f"checkpoint of step {snapshot.step}: {error}; the training goes on, again in {pause:g} s")
                 tries += 1
             time.sleep(pause)
             with self._changed:
                 if self._waiting is not None:  # newer
                     snapshot, later = self._waiting
                     firsts, self._waiting = firsts + later, None
+        try:
+            checkpoint.prune(self.place, self.keep)
+        except StoreError as error:  # the next one will
+            self.note(f"older checkpoints could not be deleted: {error}")

@@ -13,6 +13,8 @@ from facelab.training.context import Context
 from facelab.training.optimiser import clip_gradients, fill_momentum
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_WINDOW = 500
+"""Updates that are judged together, at least, before others are."""
 _FIRST_SCALE = 2.0**12
 """Of fp16's losses; torch's own 2**16 loses the first updates."""
 
@@ -63,6 +65,7 @@ class Update:
         """Updates begun, by this process."""
         self.skipped = torch.zeros((), device=context.device)
         """How many of them were not finite."""
+        self._since = 0, 0.0
         for optimiser in optimisers.values():
             fill_momentum(optimiser)
         self._measured = [each for each in networks.buffers() if each.is_floating_point()]
@@ -122,19 +125,22 @@ class Update:
         images = [losses.generated.detach() for losses in found if losses.generated is not None]
         return means, torch.cat(images) if images else None  # pyrefly: ignore
 
-    def require_finite(self, since: tuple[int, float], share: float) -> None:
+    def require_finite(self, share: float, last: bool = False) -> None:
         """
         Args:
-            since: `made` and `skipped` of before.
-            share: of the updates since, so many may have been skipped; or five, or half of a few.
+            share: of the last some hundred updates, so many may have been skipped; and five in any case.
+            last: no more will come: of less than ten, half.
 
         Raises:
             NonFiniteLoss: more were. Every worker raises it alike.
         """
-        made, skipped = self.made - since[0], float(self.skipped) - since[1]
-        if skipped > max(share * made, min(5, made // 2)):
+        total = float(self.skipped)
+        made, skipped = self.made - self._since[0], total - self._since[1]
+        if skipped > max(share * made, min(5, made // 2) if last else 5):
             raise NonFiniteLoss(
                 f"{skipped:.0f} of the last {made} updates had a gradient that is inf or nan, and were not made; the "
                 "last checkpoint is whole: go on with --resume and a lower --learning-rate, with --compute.precision "
                 "fp32, or with --redraw 1 if chance may have been to blame"
             )
+        if made >= _WINDOW:
+            self._since = self.made, total
