@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torchvision.models import mobilenet_v2, vgg16, vgg19
 
 from models.resize import resize
 
@@ -61,7 +60,9 @@ class FeatureNetwork(nn.Module):
             raise ValueError(f"{name} has no layer {unknown[0]!r}: choose among {', '.join(spec.layers)}")
         self.name, self.layers, self.min_size = name, tuple(layers), min_size
         indices = {spec.layers[layer]: layer for layer in layers}
-        network = {"vgg16": vgg16, "vgg19": vgg19, "mobilenet_v2": mobilenet_v2}[name](weights=None).features
+        from torchvision.models import get_model  # torchvision takes seconds, and few processes build such a network
+
+        network = get_model(name, weights=None).features
         assert isinstance(network, nn.Sequential)
         own = {key.removeprefix("features."): value for key, value in weights.items() if key.startswith("features.")}
         network.load_state_dict(own)

@@ -1,16 +1,18 @@
 """Tiny faces, one local Ray for the session, an S3 server, and where the real faces lie if they are there."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from facelab import storage
 from facelab.data.manifest import read_manifest
 from facelab.samples.faces import sample_face
 from facelab.samples.nuisance import degrade
@@ -51,6 +53,7 @@ def ray_local():
         yield
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Of several test processes, one has all tests with Ray; elsewhere a file stays together."""
     for item in items:
@@ -225,9 +228,12 @@ def onnx_embedding(network: nn.Module, place: Path) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """One that stays free: neither Ray's workers (below 20,000) nor connections (Linux: from 32,768) are given it."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager
@@ -265,3 +271,9 @@ def s3_server(folder: Path):
     finally:
         server.terminate()
         server.wait(10)
+
+
+def forget_s3() -> None:
+    """What this process remembers of a server, and of who it was to it."""
+    storage._client.cache_clear()
+    storage._S3.clear_instance_cache()

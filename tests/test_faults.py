@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, S3_SECRET, free_port, s3_server, write_faces
+from conftest import ROOT, S3_SECRET, forget_s3, free_port, s3_server, write_faces
 from facelab import storage
 from facelab.config import build
 from facelab.data import prepare as preparing
@@ -33,18 +33,14 @@ def connect(monkeypatch):
     monkeypatch.setitem(storage._SETTINGS, "connect_timeout", 0.2)
     monkeypatch.setitem(storage._SETTINGS, "read_timeout", 0.2)
 
-    def forget() -> None:
-        storage._client.cache_clear()
-        storage._S3.clear_instance_cache()
-
     def to(url: str) -> None:
         given = {"ENDPOINT_URL": url, "ACCESS_KEY_ID": "facelab-test-key", "SECRET_ACCESS_KEY": S3_SECRET}
         for name, value in (given | {"DEFAULT_REGION": "us-east-1"}).items():
             monkeypatch.setenv(f"AWS_{name}", value)
-        forget()
+        forget_s3()
 
     yield to
-    forget()
+    forget_s3()
 
 
 def copied(uri: str) -> bytes:

@@ -8,16 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 
 import mlflow
 import pytest
 import torch
-from conftest import ROOT, free_port, s3_server
+from conftest import ROOT, s3_server
 from faults import proxy
 from nodes import Nodes, cluster_of, processes_named
 from safetensors.torch import load_file
-from test_tracking import server
+from servers import TrackingServer
 
 pytestmark = [pytest.mark.cluster, pytest.mark.chaos]
 
@@ -27,14 +28,15 @@ STEPS = 400
 class World:
     """What a training needs, and where it stands."""
 
-    def __init__(self, folder: Path, hr: Path, nodes: Nodes, environment: dict[str, str]):
+    def __init__(self, folder: Path, hr: Path, nodes: Nodes, environment: dict[str, str], tracking: TrackingServer):
         self.folder, self.hr, self.nodes, self.environment = folder, hr, nodes, environment
+        self.tracking = tracking
 
     def start(self, name: str, *options: str) -> "Job":
         command = [sys.executable, "-m", "jobs.train_sr", "--preset", "debug", "--model", "srcnn", "--hr", str(self.hr)]
         command += ["--max-steps", str(STEPS), "--workers", "2", "--batch-size", "4", "--validation-images", "2"]
         command += ["--checkpoint-every", "40", "--output", f"s3://bucket/{name}", *options]
-        environment = os.environ | self.environment | {"RAY_ADDRESS": self.nodes.address}
+        environment = os.environ | self.environment | self.tracking.client | {"RAY_ADDRESS": self.nodes.address}
         log = self.folder / f"{name}-{time.monotonic_ns()}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
@@ -91,22 +93,29 @@ def outage() -> Outage:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory, hr_folder, outage):
-    folder, port = tmp_path_factory.mktemp("world"), free_port()
-    with s3_server(folder / "store") as store, proxy(outage, store["AWS_ENDPOINT_URL"]) as front:
-        environment = store | {"AWS_ENDPOINT_URL": front.url, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():  # Ray's processes have what the cluster has
-                patch.setenv(name, value)
-            with cluster_of("a", "b") as nodes:
-                found = World(folder, hr_folder, nodes, environment)
-                found.port = port
-                yield found
+    folder = tmp_path_factory.mktemp("world")
+    with (
+        s3_server(folder / "store") as store,
+        TrackingServer(folder, store) as tracking,
+        proxy(outage, store["AWS_ENDPOINT_URL"]) as front,
+    ):
+        environment = store | {"AWS_ENDPOINT_URL": front.url}
+        with cluster_of("a", "b", env=environment) as nodes:
+            yield World(folder, hr_folder, nodes, environment, tracking)
+
+
+@pytest.fixture
+def client(world, monkeypatch) -> mlflow.MlflowClient:
+    """Of the tracking server."""
+    for name, value in world.tracking.client.items():
+        monkeypatch.setenv(name, value)
+    return mlflow.MlflowClient(world.tracking.uri)
 
 
 @pytest.fixture(scope="module")
 def clean(world) -> Job:
     """A run to which nothing happens."""
-    job = world.start("clean", "--tracking-uri", f"sqlite:///{world.folder}/mlflow.db")
+    job = world.start("clean")
     job.ends_well()
     return job
 
@@ -116,56 +125,61 @@ def assert_same(job: Job, clean: Job) -> None:
         assert torch.equal(job.weights()[name], value), name
 
 
-def assert_told_once(uri: str, run_id: str) -> None:
-    client = mlflow.MlflowClient(uri)
+def assert_told_once(client: mlflow.MlflowClient, run_id: str) -> None:
     assert [metric.step for metric in client.get_metric_history(run_id, "train/loss")] == list(range(1, STEPS + 1))
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_a_worker_a_tracker_a_store_a_driver_and_a_checkpoint(world, clean, outage):
-    """One training: a worker is killed, then for a minute MLflow is stopped and S3 answers errors, then the driver is
-    killed, and the newest checkpoint truncated before the same command goes on. It ends with the clean run's weights to
-    the last bit, in one MLflow run that has each step once."""
-    uri = world.environment["MLFLOW_TRACKING_URI"]
-    with server(world.folder, world.port):
-        job = world.start("faults")
-        job.wait_for_step(80)
-        os.kill(processes_named("ray::RayTrainWorker", below=world.nodes.pid)[0], signal.SIGKILL)
-        job.wait_for(lambda: "workers were lost" in job.said(), "a lost worker")
-        job.wait_for_step(job.step() + 40)
-    outage.on = True
-    time.sleep(60)
-    outage.on = False
-    with server(world.folder, world.port):
-        assert job.process.poll() is None, job.said()
-        os.killpg(job.process.pid, signal.SIGKILL)
-        job.process.wait()
-        newest = max(job.place.glob("checkpoints/step-*"))
-        file = newest / "networks.safetensors"
-        file.write_bytes(file.read_bytes()[:-10])
-        job = world.start("faults", "--resume")
-        summary = job.ends_well()
-        assert f"{newest.name}/networks.safetensors: damaged checkpoint" in job.said()
-        assert_same(job, clean)
-        assert_told_once(uri, summary["mlflow_run_id"])
-
-
-def test_nodes_come_and_go(world, clean):
-    """Elastic from 1 to 2 workers: at the notice that its node will be taken away a checkpoint is made; the node dies, and
-    one worker goes on, also when a node comes. The batch stays the same, so the validation is that of the clean run
-    within what summing in another order makes of 400 updates: 0.05 dB."""
-    uri = f"sqlite:///{world.folder}/mlflow.db"
-    job = world.start("elastic", "--min-workers", "1", "--tracking-uri", uri)
+def test_nodes_come_and_go(world, clean, client):
+    """Elastic from 2 to 1 to 2 workers: at the notice that its node will be taken away a checkpoint is made; the node dies,
+    and one worker goes on; a node comes, and there are two again. The batch stays the same, so the validation is that of
+    the clean run within what summing in another order makes of so many updates: 0.05 dB."""
+    job = world.start("elastic", "--min-workers", "1", "--checkpoint-minutes", "0.05")
     job.wait_for_step(40)
     world.nodes.drain("b")
     job.wait_for(lambda: "will be taken away: checkpoint now" in job.said(), "a notice")
-    time.sleep(5)
     world.nodes.kill("b")
-    step = job.step()
-    job.wait_for_step(step + 40)
+    job.wait_for(lambda: "rank 0 of 1, step " in job.said(), "one worker")
     world.nodes.add("c")
     summary = job.ends_well()
     assert summary["best_psnr_rgb"] == pytest.approx(clean.ends_well()["best_psnr_rgb"], abs=0.05)
-    assert_told_once(uri, summary["mlflow_run_id"])
-    worlds = [m.value for m in mlflow.MlflowClient(uri).get_metric_history(summary["mlflow_run_id"], "world_size")]
-    assert {1.0, 2.0} == set(worlds), worlds
+    assert_told_once(client, summary["mlflow_run_id"])
+    worlds = [metric.value for metric in client.get_metric_history(summary["mlflow_run_id"], "world_size")]
+    assert [size for size, _ in groupby(worlds)] == [2, 1, 2], worlds
+
+
+def test_workers_nodes_a_cluster_a_checkpoint_a_tracker_and_a_store(world, clean, client, outage):
+    """All to one training: a worker is killed; a node dies, and another comes; then the driver and every process of the
+    cluster, the head's too, and the newest checkpoint is truncated. On another cluster the same command goes on, from the
+    store alone; for a minute MLflow is stopped and S3 answers errors. It ends with the clean run's weights to the last
+    bit, in one MLflow run that has each step once."""
+    job = world.start("faults")
+    job.wait_for_step(80)
+    os.kill(processes_named("ray::RayTrainWorker", below=world.nodes.pid)[0], signal.SIGKILL)
+    job.wait_for(lambda: "workers were lost" in job.said(), "a lost worker")
+    job.wait_for_step(job.step() + 40)
+    world.nodes.kill("a")
+    job.wait_for(lambda: job.said().count("workers were lost") == 2, "a lost node")
+    world.nodes.add("d")
+    job.wait_for_step(job.step() + 40)
+    os.killpg(job.process.pid, signal.SIGKILL)
+    world.nodes.kill_all()
+    job.process.wait()
+    assert job.step() < STEPS
+    newest = max(job.place.glob("checkpoints/step-*/networks.safetensors"))
+    newest.write_bytes(newest.read_bytes()[:-10])
+    with cluster_of("e", "f", env=world.environment) as world.nodes:
+        job = world.start("faults", "--resume")
+        job.wait_for(lambda: "going on to step" in job.said(), "a step on the other cluster")
+        world.tracking.stop()
+        outage.on = True
+        time.sleep(60)
+        outage.on = False
+        world.tracking.start()
+        summary = job.ends_well()
+    assert f"{newest.parent.name}/networks.safetensors: damaged checkpoint" in job.said()
+    assert "takes nothing" in job.said()
+    assert "cannot be reached or written" in job.said()
+    assert ": written now" in job.said()
+    assert_same(job, clean)
+    assert_told_once(client, summary["mlflow_run_id"])

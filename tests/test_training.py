@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -12,12 +13,14 @@ import numpy as np
 import pytest
 import ray.train
 import torch
-from conftest import Notes, dies_after
+from conftest import Notes, dies_after, write_set
 from facelab.config import build
+from facelab.data.shards import PAIR_SCHEMA, split_of
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import StoreError, UsageError
+from facelab.images import encode_png
 from facelab.metrics import frechet_distance, psnr
-from facelab.synthesis.job import SynthesizeConfig, synthesize
+from facelab.samples.nuisance import degrade
 from facelab.tracking.registry import fetched_model
 from facelab.trained import checkpoint, store
 from facelab.trained.apply import super_resolve
@@ -124,12 +127,25 @@ def test_a_run_wrapped_up_at_its_checkpoint_gives_the_weights_of_that(model, tmp
             assert_equal(weights_of(out), average)
 
 
-def test_watched_pairs_are_logged_and_change_nothing(ray_local, tmp_path, hr_folder):
+def write_pairs(place: Path, faces: Path, side: int = 64, rough: bool = False) -> str:
+    """Pairs of these faces, by bicubic or by a rougher camera."""
+    sharp, rows = load_faces(str(faces), side), []
+    for i, (name, digest, hr) in enumerate(zip(sharp.ids, sharp.digests, sharp.images, strict=True)):
+        pixels = degrade(hr.permute(1, 2, 0).numpy(), 4, np.random.default_rng(i))
+        lr = encode_png(pixels if rough else resize(hr[None], side // 4)[0])
+        known = {"id": f"{name}#0", "hr_id": name, "hr_sha256": digest, "split": split_of(name)}
+        rows.append(dict.fromkeys(PAIR_SCHEMA.names) | known | {"hr": encode_png(hr), "lr": lr})
+    write_set(str(place), "pairs", rows)
+    return str(place)
+
+
+def test_watched_pairs_are_logged_and_change_nothing(tmp_path, hr_folder):
     """The same weights and the same best epoch with and without them; wrong ones are told before training."""
-    pairs = [str(tmp_path / name) for name in ("train", "watched", "large")]
-    for place, options in zip(pairs, ({"degrader": "bicubic"}, {"degrader": "classical"},
-                                      {"degrader": "bicubic", "hr_size": 32}), strict=True):  # fmt: skip
-        synthesize(build(SynthesizeConfig, hr=str(hr_folder), output=place, **options))
+    pairs = [
+        write_pairs(tmp_path / "train", hr_folder),
+        write_pairs(tmp_path / "watched", hr_folder, rough=True),
+        write_pairs(tmp_path / "large", hr_folder, side=32),
+    ]
     notes, found = {name: Notes() for name in ("alone", "watching")}, {}
     for name, options in (("alone", {}), ("watching", {"watch": pairs[1]})):
         options |= {"preset": "debug", "model": "attentive", "pairs": pairs[0], "max_steps": 16}
@@ -531,8 +547,31 @@ def test_a_worker_that_loads_slowly_is_waited_for(ray_local, tmp_path, hr_folder
     assert run_training(config, Notes)["steps"] == 4
 
 
+class HangsOnce(Notes):
+    """Rank 0 never comes to its first exchange of gradients."""
+
+    def __init__(self, sign: Path):
+        super().__init__()
+        self.sign = sign
+
+    def begin(self, step, total):
+        if not self.sign.exists():
+            self.sign.touch()
+            time.sleep(3600)
+
+
 @pytest.mark.slow
-def test_a_store_that_stays_away_from_one_worker_is_told(ray_local, tmp_path, hr_folder):
+def test_a_hung_exchange_ends_and_the_training_goes_on(ray_local, tmp_path, hr_folder, monkeypatch, capsys):
+    monkeypatch.setattr("facelab.training.ray_train._COLLECTIVE_TIMEOUT_S", 10)
+    config = sr_config(hr_folder, tmp_path, workers=2)
+    assert run_training(config, partial(HangsOnce, tmp_path / "hung"))["steps"] == 4
+    assert (tmp_path / "hung").exists()
+    assert "workers were lost" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_store_that_stays_away_from_one_worker_is_told(ray_local, tmp_path, hr_folder, monkeypatch):
+    monkeypatch.setattr("facelab.training.ray_train.PATIENCE_S", 0)
     config = one_rank_config(hr_folder, tmp_path, trouble="store", compute={"max_failures": 0})
     with pytest.raises(StoreError, match=r"^store on this node$"):
         run_training(config, Notes)

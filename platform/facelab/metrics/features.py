@@ -5,9 +5,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import model_validator
-from pytorch_fid import inception as fid
 from torch import nn
-from torchvision.models import Inception3, inception_v3
 
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
@@ -140,8 +138,11 @@ class FidInception(nn.Module):
         return found
 
 
-def _untrained_inception() -> Inception3:
+def _untrained_inception() -> nn.Module:
     """The network that pytorch-fid's weights are for: torchvision's, with its own blocks in nine places."""
+    from pytorch_fid import inception as fid  # imports torchvision, which takes seconds, and few look through Inception
+    from torchvision.models import inception_v3  # as above
+
     network = inception_v3(num_classes=1008, aux_logits=False, weights=None, init_weights=False)
     network.Mixed_5b = fid.FIDInceptionA(192, pool_features=32)
     network.Mixed_5c = fid.FIDInceptionA(256, pool_features=64)

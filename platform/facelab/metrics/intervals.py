@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtrit
 
 from facelab.seeding import seed_for
 
@@ -114,7 +114,7 @@ def jackknife(value: float, without: np.ndarray) -> tuple[float, float]:
     """95 % interval of a number of a set of images; `without` is the same number of all but each of its equal groups in
     turn. The delete-a-group jackknife (Kott 2001), with Student's t: for what is no mean, as a Fréchet distance."""
     groups, left = len(without), without - without.mean()
-    error = np.sqrt((groups - 1) / groups * np.square(left).sum()) * t.ppf(0.975, groups - 1)
+    error = np.sqrt((groups - 1) / groups * np.square(left).sum()) * stdtrit(groups - 1, 0.975)
     return float(value - error), float(value + error)
 
 
