@@ -25,10 +25,12 @@ S3_KEY, S3_SECRET = "facelab-test-key", "facelab-test-secret"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _own_cache(tmp_path_factory):
-    """Decoded images are not left in the user's cache, nor found there; also not by the processes that tests start."""
+def _own_home(tmp_path_factory):
+    """Decoded images are not left in the user's cache, nor found there, and a token that lies in the user's folder, or
+    that a job puts there meanwhile, asks nobody for one; this holds for the processes that tests start, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         yield
 
 

@@ -65,7 +65,6 @@ def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Auto
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_enable_autoscaler_v2": "1",  # as `ray up` does
-        "RAY_AUTH_MODE": "disabled",  # or Ray asks for a token where the home folder happens to have one
     }
     own |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "platform", ROOT)))}
     with open(folder / "ray.log", "w") as log:

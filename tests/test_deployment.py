@@ -67,9 +67,10 @@ def test_a_cluster_grows_for_a_training_and_shrinks_after(tmp_path, hr_folder):
             job = subprocess.Popen(
                 command, cwd=ROOT, env=os.environ | {"RAY_ADDRESS": cluster.address}, stdout=log, stderr=log
             )
-        seen = []
+        seen, deadline = [], time.monotonic() + 400
         try:
             while job.poll() is None:
+                assert time.monotonic() < deadline, (tmp_path / "job.log").read_text()
                 seen.append(cluster.types())
                 time.sleep(1)
         finally:

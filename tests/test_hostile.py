@@ -396,7 +396,7 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize(("hr_size", "scale"), [(64, 8), (32, 4)])
-def test_lr_faces_of_eight_px(hr_size, scale, tmp_path, capsys):
+def test_lr_faces_of_eight_px(ray_local, hr_size, scale, tmp_path, capsys):
     sharp, low = write_faces(tmp_path / "hr", 12, size=hr_size), tmp_path / "lr"
     low.mkdir()
     for i in range(12):

@@ -27,15 +27,13 @@ def test_edsr_mini_beats_bicubic(tmp_path, real_faces):
     assert run_training(config, Notes)["best_psnr_rgb"] > bicubic + 0.5
 
 
-@pytest.mark.parametrize(("use_adain", "steps"), [(True, 300), (False, 600)])
-def test_the_stylevae_follows_style_and_keeps_content(tmp_path, real_faces, use_adain, steps):
-    """300 steps, or, without AdaIN, all of the preset's 600, as MI took off at step 100, 280 and 420 with three seeds:
-    style loss falls, MI leaves zero and stays below log N, the style code is used, and generated LR is closer to real LR
-    than at the start, while the face is still there."""
+def test_the_stylevae_follows_style_and_keeps_content(tmp_path, real_faces):
+    """In 300 steps style loss falls, MI leaves zero and stays below log N, the style code is used, and generated LR is
+    closer to real LR than at the start, while the face is still there."""
     notes = Notes()
     config = build(
         TrainDegraderConfig, preset="paper_mini", hr=str(real_faces / "hr" / "train"), output=str(tmp_path),
-        lr=str(real_faces / "lr_wider" / "train"), stylevae={"use_adain": use_adain}, max_steps=steps,
+        lr=str(real_faces / "lr_wider" / "train"), max_steps=300,
     )  # fmt: skip
     run_training(config, lambda: notes)
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class World:
     def __init__(self, folder: Path, hr: Path, nodes: Nodes, environment: dict[str, str], tracking: TrackingServer):
         self.folder, self.hr, self.nodes, self.environment = folder, hr, nodes, environment
         self.tracking = tracking
+        self.jobs: list[Job] = []
 
     def start(self, name: str, *options: str) -> "Job":
         command = [sys.executable, "-m", "jobs.train_sr", "--preset", "debug", "--model", "srcnn", "--hr", str(self.hr)]
@@ -42,7 +43,15 @@ class World:
             process = subprocess.Popen(
                 command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
             )
-        return Job(process, log, self.folder / "store" / "bucket" / name)
+        self.jobs.append(Job(process, log, self.folder / "store" / "bucket" / name))
+        return self.jobs[-1]
+
+    def end_jobs(self) -> None:
+        """What a test that failed left running would take the room of the next one."""
+        for job in self.jobs:
+            if job.process.poll() is None:
+                os.killpg(job.process.pid, signal.SIGKILL)
+                job.process.wait()
 
 
 class Job:
@@ -105,11 +114,12 @@ def world(tmp_path_factory, hr_folder, outage):
 
 
 @pytest.fixture
-def client(world, monkeypatch) -> mlflow.MlflowClient:
-    """Of the tracking server."""
+def client(world, monkeypatch) -> Iterator[mlflow.MlflowClient]:
+    """Of the tracking server; the jobs of a test end with it."""
     for name, value in world.tracking.client.items():
         monkeypatch.setenv(name, value)
-    return mlflow.MlflowClient(world.tracking.uri)
+    yield mlflow.MlflowClient(world.tracking.uri)
+    world.end_jobs()
 
 
 @pytest.fixture(scope="module")

@@ -433,13 +433,36 @@ def test_which_losses_of_workers_are_survived(tmp_path, hr_folder, monkeypatch):
     away = WorkerGroupError("", {1: StoreError("the store is away")})
     assert fit(ControllerError(RuntimeError("no node")), RayActorError()).tries == 3
     assert fit(*[away] * 5).tries == 6
-    with pytest.raises(ControllerError):
+    with pytest.raises(ControllerError) as raised:
         fit(*[ControllerError(RuntimeError("no node"))] * 3)
+    assert raised.value.__cause__ is not raised.value  # who looks for a cause comes to an end
     with pytest.raises(UsageError, match="damaged shard"):
         fit(WorkerGroupError("", {0: RuntimeError("gone"), 1: UsageError("damaged shard")}))
     monkeypatch.setattr(ray_train, "PATIENCE_S", 0)
     with pytest.raises(StoreError, match="the store is away"):
         fit(*[away] * 3)
+
+
+def test_patience_for_a_start_is_of_one_training(tmp_path, hr_folder, monkeypatch):
+    """Not of the next one in this process; what the user set stays."""
+    name, seen = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", []
+
+    class Looks(Fits):
+        def fit(self) -> SimpleNamespace:
+            seen.append(os.environ[name])
+            return super().fit()
+
+    def fit(**values) -> None:
+        monkeypatch.setattr(ray_train, "_trainer", Looks())
+        ray_train._fit(config_of(hr_folder, tmp_path, workers=2, **values), Notes, [], use_gpu=False)
+
+    monkeypatch.delenv(name, raising=False)
+    fit()
+    fit(min_workers=1)
+    assert name not in os.environ
+    monkeypatch.setenv(name, "7")
+    fit()
+    assert (seen, os.environ[name]) == (["900", "30", "7"], "7")
 
 
 def test_elastic_workers_need_room_for_the_fewest(tmp_path, hr_folder, monkeypatch):

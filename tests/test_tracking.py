@@ -164,7 +164,7 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
     """The server is stopped while the training runs, and is back after its end: all is there, each step once. And one
     that stays away for longer than one waits: exit 0, said, and delivered by the same command with --resume."""
     port, out = free_port(), tmp_path / "out"
-    patient = ["--max-steps", "600", "--checkpoint-every", "50", "--validation-images", "2"]
+    patient = ["--max-steps", "300", "--checkpoint-every", "50", "--validation-images", "2"]
     with small_server(tmp_path, port) as uri:
         job = started(uri, hr_folder, out, *patient)
         short = started(uri, hr_folder, tmp_path / "short", *patient, "--tracking-patience", "0")
@@ -193,7 +193,7 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
             run = client.get_run(summary["mlflow_run_id"])
             assert run.info.status == "FINISHED"
             assert run.data.metrics["best/psnr_rgb"] == summary["best_psnr_rgb"]
-            assert [step for step, _ in told(client, run.info.run_id, "train/loss")] == list(range(1, 601))
+            assert [step for step, _ in told(client, run.info.run_id, "train/loss")] == list(range(1, 301))
 
 
 @pytest.mark.cluster

@@ -5,6 +5,8 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -135,12 +137,11 @@ def _enough(config: TrainConfig) -> bool:
 
 def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], use_gpu: bool) -> None:
     """Start workers, again as often as some are lost while the training gets on."""
-    timeout = _ELASTIC_START_TIMEOUT_S if _is_elastic(config) else _WORKER_START_TIMEOUT_S
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout))
     reached, stalled, since = -1, 0, time.monotonic()
     while True:
         try:
-            error = _trainer(config, make_logger, callbacks, use_gpu).fit().return_value  # pyrefly: ignore  (of Train V1)
+            with _start_timeout(config):
+                result = _trainer(config, make_logger, callbacks, use_gpu).fit()
             break
         except (TrainingFailedError, RayActorError) as failure:
             failures = failure.worker_failures if isinstance(failure, WorkerGroupError) else {}
@@ -155,14 +156,31 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
             stalled += 1
             patient = bool(stores) and time.monotonic() - since < PATIENCE_S
             if stalled > config.compute.max_failures and not patient:
-                raise next(iter(stores), failure) from failure
+                if stores:
+                    raise stores[0] from failure
+                raise
             lost = ", ".join(f"rank {rank}: {one_line(str(each))[-200:]}" for rank, each in failures.items())
             lost = lost or one_line(str(failure))[-200:]
             print(f"workers were lost ({lost}): going on from step {max(step, 0)}", file=sys.stderr)
             time.sleep(_PAUSE_S if stores or not failures else 0)
     storage.delete(storage.join(config.output, "ray"))
+    error = result.return_value  # pyrefly: ignore  (of Train V1)
     if error is not None:
         raise error
+
+
+@contextmanager
+def _start_timeout(config: TrainConfig) -> Iterator[None]:
+    """Ray takes it from the environment alone; a later training of this process has one of its own."""
+    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+    if name in os.environ:  # the user's
+        yield
+        return
+    os.environ[name] = str(_ELASTIC_START_TIMEOUT_S if _is_elastic(config) else _WORKER_START_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _would_come_again(error: Exception) -> bool:
