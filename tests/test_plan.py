@@ -55,7 +55,8 @@ def test_a_cluster_on_which_no_actor_fits_is_refused():
         predict(work, Cluster(1, cpus_per_actor=1))
 
 
-@pytest.mark.parametrize("of", ["shards", pytest.param("a folder", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("of", ["shards", "a folder"])
 def test_bytes_are_those_that_synthesize_moves(ray_local, tmp_path, hr_folder, lr_folder, degrader, of):
     """To 5 %: PNG sizes differ from face to face, and all 60 are not in the sample."""
     hr = str(hr_folder)

@@ -298,6 +298,7 @@ def test_a_notice_makes_one_checkpoint(tmp_path, hr_folder, capsys):
     assert said == ["nodes a will be taken away: checkpoint now", "nodes a, b will be taken away: checkpoint now"]
 
 
+@pytest.mark.chaos
 def test_a_terminated_training_saves_first_and_goes_on_bit_for_bit(tmp_path, hr_folder):
     """SIGTERM (of a stopped job, an evicted pod, a spot node) at any moment, without a checkpoint before: what was trained
     is kept, and the run KILLED."""

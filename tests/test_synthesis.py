@@ -165,6 +165,7 @@ def test_classical_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_p
     assert len({row["lr"] for row in rows(tmp_path / "one").values()}) == 120
 
 
+@pytest.mark.slow
 def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):
     synthesize(config(hr_folder, None, degrader, tmp_path / "prior", style_mode="prior", variants=1))
     made = rows(tmp_path / "prior").values()
