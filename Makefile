@@ -17,7 +17,7 @@ test: env lint
 	.venv/bin/pytest -n 2 --dist loadgroup
 
 test-slow: env
-	.venv/bin/pytest -n 2 --dist loadgroup -m "slow or cluster or browser or chaos" --timeout 900
+	.venv/bin/pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "slow or cluster or browser or chaos" --timeout 900
 
 bench: env
 	.venv/bin/python -m benchmarks.frechet

@@ -57,10 +57,13 @@ def ray_local():
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Of several test processes, one has all tests with Ray; elsewhere a file stays together."""
+    """Of several test processes, one has all tests with Ray; elsewhere a file stays together. Files with the longest
+    tests come first: at the end, one process would run them alone."""
     for item in items:
         group = "ray" if "ray_local" in item.fixturenames else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+    first = {item.path for item in items if item.get_closest_marker("chaos")}
+    items.sort(key=lambda item: ("ray_local" not in item.fixturenames, item.path not in first))
 
 
 class Notes:

@@ -53,7 +53,7 @@ def test_s3(s3, tmp_path, hr_folder, lr_folder, monkeypatch, capsys):
             "--degrader", degrader, "--output", "s3://bucket/pairs",
         )  # fmt: skip
         training = ["--preset", "debug", "--model", "attentive", "--pairs", "s3://bucket/pairs"]
-        job("train_sr", *training, "--output", "s3://bucket/sr", "--workers", "2")
+        job("train_sr", *training, "--output", "s3://bucket/sr")
         job("train_sr", *training, "--output", "s3://bucket/sr", "--max-steps", "6", "--resume")
         test = ["--test", "s3://bucket/pairs"]
         job("evaluate", "--model", "s3://bucket/sr", *test, "--output", "s3://bucket/e")
