@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from conftest import ROOT, free_port
 from nodes import processes_named
@@ -67,21 +68,26 @@ def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Auto
         "RAY_enable_autoscaler_v2": "1",  # as `ray up` does
     }
     own |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "platform", ROOT)))}
-    with open(folder / "ray.log", "w") as log:
+    # `ray start` notes there which cluster is the newest on this machine, and the submitted jobs of others believe it.
+    with (
+        TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as own_folder,
+        open(folder / "ray.log", "w") as log,
+    ):
+        command.append(f"--temp-dir={own_folder}")
         process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 120
-        while "Ray runtime started" not in (folder / "ray.log").read_text():
-            assert process.poll() is None, (folder / "ray.log").read_text()
-            assert time.monotonic() < deadline, (folder / "ray.log").read_text()
-            time.sleep(0.2)
-        yield Autoscaled(address)
-    finally:
-        process.terminate()
         try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-        for pid in processes_named(address):  # of nodes, whose parent was the autoscaler
-            if pid != os.getpid():
-                os.kill(pid, signal.SIGKILL)
+            deadline = time.monotonic() + 120
+            while "Ray runtime started" not in (folder / "ray.log").read_text():
+                assert process.poll() is None, (folder / "ray.log").read_text()
+                assert time.monotonic() < deadline, (folder / "ray.log").read_text()
+                time.sleep(0.2)
+            yield Autoscaled(address)
+        finally:
+            process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+            for pid in processes_named(address):  # of nodes, whose parent was the autoscaler
+                if pid != os.getpid():
+                    os.kill(pid, signal.SIGKILL)

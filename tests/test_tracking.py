@@ -197,7 +197,8 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
 
 
 @pytest.mark.cluster
-def test_a_server_that_never_answers_is_refused_at_the_start(tmp_path, hr_folder):
+def test_a_server_that_never_answers_is_refused_at_the_start(tmp_path, hr_folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
         hole.listen()
