@@ -17,8 +17,8 @@ FACELAB = ROOT / "platform" / "facelab"
 
 # The house of facelab from the ground up: a room imports from the floors below it, never from its own or from above.
 FLOORS = [
-    {"errors", "seeding", "images", "filters", "version"},
-    {"storage", "cluster"},
+    {"errors", "seeding", "images", "filters", "submitted"},
+    {"storage", "cluster", "version"},
     {"config"},
     {"tracking"},
     {"job"},

@@ -81,6 +81,12 @@ class JobConfig(Config):
     WRITES: ClassVar[tuple[str, ...]] = ("summary.json",)
     """Names below the output that the job writes or deletes."""
 
+    OPERATIONAL: ClassVar[frozenset[str]] = frozenset(
+        {"output", "preset", "config", "tracking_uri", "tracking_patience", "experiment", "dry_run"}
+    )
+    """Options that decide where a job runs, how much of it is kept and who hears of it, and nothing of its result; a
+    preset is a name for the values of others."""
+
     output: Uri
     """Folder or s3:// prefix for config.yaml, summary.json and the job's artifacts."""
     preset: str = "paper"
@@ -114,6 +120,11 @@ class JobConfig(Config):
     def resumes(self) -> bool:
         """Whether it goes on with what an earlier run of it began: see KEEPS_RUN."""
         return False
+
+    def settings(self) -> dict[str, Any]:
+        """{dotted option: value} of all that decides the result, as JSON has it."""
+        values = flatten(json.loads(self.model_dump_json()))
+        return {name: value for name, value in values.items() if name not in self.OPERATIONAL}
 
     def check_output(self) -> None:
         """Refuse an --output that must not be written to; before anything is."""
@@ -166,6 +177,8 @@ class SizedConfig(JobConfig):
 
 class ActorConfig(JobConfig):
     """A job with a pool of model actors."""
+
+    OPERATIONAL = JobConfig.OPERATIONAL | {"actors", "max_actors", "cpus_per_actor", "gpus_per_actor"}
 
     actors: int = Field(default=1, ge=1)
     """Model actors working at the same time; the result does not depend on how many."""
@@ -286,6 +299,18 @@ def preset_values(config_type: type[JobConfig], preset: str, values: dict[str, A
     return nested
 
 
+def changes(config: JobConfig) -> dict[str, tuple[Any, Any]]:
+    """{dotted option: (its preset's value, its own)} of the settings that differ from those of the preset; what has to
+    be given has no value there, and is left out."""
+    kind = type(config)
+    given = {name: getattr(config, name) for name, field in kind.model_fields.items() if field.is_required()}
+    defaults = json.loads(kind.model_construct(**given).model_dump_json())
+    chosen = json.loads(json.dumps(preset_values(kind, config.preset, vars(config)), default=str))
+    of_preset = flatten(_merged(defaults, chosen))
+    own = {name: value for name, value in config.settings().items() if name in of_preset}
+    return {name: (of_preset[name], value) for name, value in own.items() if value != of_preset[name]}
+
+
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     both = {
         key: _merged(below[key], above[key])
@@ -348,7 +373,7 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-def _option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
+def option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted option name -> type, over nested configs and the dataclasses of `models`."""
     if issubclass(config_type, BaseModel):
         fields = {name: field.annotation for name, field in config_type.model_fields.items()}
@@ -359,14 +384,14 @@ def _option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(annotation, type) and (
             issubclass(annotation, BaseModel) or hasattr(annotation, "__dataclass_fields__")
         ):
-            options |= _option_types(annotation, f"{prefix}{name}.")
+            options |= option_types(annotation, f"{prefix}{name}.")
         else:
             options[f"{prefix}{name}"] = annotation
     return options
 
 
 def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: str) -> list[str]:
-    known = _option_types(config_type)
+    known = option_types(config_type)
     arguments: list[str] = []
     for key, value in flatten(values).items():
         if key not in known:
@@ -391,7 +416,7 @@ def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: st
 
 def _spelt_out(config_type: type[JobConfig], arguments: list[str]) -> Iterator[str]:
     """--gpu and --no-gpu, as of every switch, also where the default is None and tyro wants `--gpu True`."""
-    undecided = {name for name, kind in _option_types(config_type).items() if set(get_args(kind)) == {bool, type(None)}}
+    undecided = {name for name, kind in option_types(config_type).items() if set(get_args(kind)) == {bool, type(None)}}
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         group, dot, name = argument.removeprefix("--").replace("-", "_").rpartition(".")
         plain, negated = f"{group}{dot}{name}", f"{group}{dot}{name.removeprefix('no_')}"

@@ -26,6 +26,8 @@ _OF_ONE_FILE = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENA
 class LimitsConfig(JobConfig):
     """A job that reads faces."""
 
+    OPERATIONAL = JobConfig.OPERATIONAL | {"max_rejected"}
+
     max_rejected: float = Field(default=0.1, ge=0, le=1)
     """Fail when more than this share of a set cannot be used."""
     allow_enlarged: bool = False

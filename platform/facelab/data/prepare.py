@@ -56,7 +56,6 @@ class PrepareConfig(JobConfig):
     """Delete the shard set at --output, begun or finished, and write it anew."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides the shards, beside where the input lies."""
         names = ("recipe", "min_side", "rows_per_shard", "shard_mib")
         options = {f"{self.recipe}.{name}": value for name, value in vars(self.layout()).items()}
         return {name: getattr(self, name) for name in names} | {"input": self.input} | options

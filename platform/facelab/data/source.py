@@ -90,11 +90,16 @@ def kind_of(uri: str, *kinds: str) -> str:
     Raises:
         UsageError: nothing there, or shards of another kind.
     """
-    manifest = _manifest(uri, kinds)
+    manifest = manifest_of(uri, *kinds)
     return "folder" if manifest is None else manifest.kind
 
 
-def _manifest(uri: str, kinds: tuple[str, ...]) -> Manifest | None:
+def manifest_of(uri: str, *kinds: str) -> Manifest | None:
+    """Of shards of one of `kinds`; None of a folder.
+
+    Raises:
+        UsageError: nothing there, or shards of another kind.
+    """
     require_folder(uri)
     manifest = read_manifest(uri)
     if manifest is not None and manifest.kind not in kinds:
@@ -108,7 +113,7 @@ def find(uri: str, *kinds: str) -> Source:
     Raises:
         UsageError: nothing usable there.
     """
-    manifest = _manifest(uri, kinds)
+    manifest = manifest_of(uri, *kinds)
     if manifest is None:
         return find_images(uri)
     if not manifest.shards:

@@ -23,6 +23,7 @@ class EvaluateConfig(FacesConfig, ActorConfig):
         "paper": {},
     }
 
+    OPERATIONAL = FacesConfig.OPERATIONAL | ActorConfig.OPERATIONAL | {"batch_size"}
     ARTIFACTS: ClassVar[tuple[str, ...]] = (
         "per_image.parquet", "examples.parquet", "protocol.json", "jackknife.json", "grid.png", "real.png",
         "rejected.parquet",

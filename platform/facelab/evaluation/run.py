@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from facelab import storage
+from facelab.data.manifest import read_manifest
 from facelab.data.tables import chunks, write_table
 from facelab.data.work import stream
 from facelab.evaluation.config import EvaluateConfig
@@ -38,6 +39,12 @@ def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
     """Do the job; its tables and pictures also go to its MLflow run, which resolves a models:/ URI."""
     with run.model_folder(config.model) as model:
         summary = evaluate(config.model_copy(update={"model": model}))
+    for role, count, seen in (
+        ("test", "n", "data_hash"), ("real", "n_real", "real_hash"), ("reference", "n_reference", "reference_hash"),
+    ):  # fmt: skip
+        if uri := getattr(config, role):
+            given = read_manifest(uri)
+            run.takes(role, uri, given.hash if given else summary[seen], summary[count])
     for name in config.ARTIFACTS:
         if storage.exists(place := storage.join(config.output, name)):
             with storage.local_copy(place) as file:

@@ -66,7 +66,7 @@ class SampleFacesConfig(SizedConfig):
     overwrite: bool = False
     """Delete the shard sets at --output, begun or finished, and write them anew."""
 
-    def settings(self, name: str) -> dict[str, Any]:
+    def settings_of(self, name: str) -> dict[str, Any]:
         """What decides the rows of one set."""
         return {"recipe": "sample", "set": name, "seed": self.seed, "n": _counts(self)[name], "scale": self.scale,
                 "hr_size": self.hr_size}  # fmt: skip
@@ -74,7 +74,7 @@ class SampleFacesConfig(SizedConfig):
     def check_output(self) -> None:
         super().check_output()
         for name in _SETS if not self.overwrite else ():
-            refuse_other(storage.join(self.output, name), self.settings(name))
+            refuse_other(storage.join(self.output, name), self.settings_of(name))
 
 
 def _counts(config: SampleFacesConfig) -> dict[str, int]:
@@ -89,7 +89,7 @@ def make_sample_sets(config: SampleFacesConfig, run: "JobRun | None" = None) -> 
     with ray_session():  # one for all sets
         for name, count in _counts(config).items():
             kind, place = "pairs" if name in _PAIRS else "faces", storage.join(config.output, name)
-            with claimed(place, kind, config.settings(name), {}, overwrite=config.overwrite) as target:
+            with claimed(place, kind, config.settings_of(name), {}, overwrite=config.overwrite) as target:
                 manifest = target.finished() or _fill(config, target, name, count)
             summary |= {f"n_{name}": manifest.rows, f"data_hash_{name}": manifest.hash}
     storage.write_bytes(storage.join(config.output, "contact_sheet.png"), encode_png(_contact_sheet(config)))

@@ -31,7 +31,7 @@ from facelab.submission.checks import (
     upload,
     works_on_workers,
 )
-from facelab.version import git_sha
+from facelab.version import commit
 
 _PACKAGES = ("ray", "torch", "mlflow")
 """Compared with the lock file: what must agree between driver and workers."""
@@ -175,12 +175,12 @@ def _id(name: str, config: JobConfig) -> str:
 def _metadata(name: str, config: JobConfig, submission: str) -> dict[str, str]:
     """What Ray's dashboard shows of the job, and tells its driver. Where the nodes track, only they know."""
     where = without_secret(config.tracking_uri) if config.tracking_uri else "MLFLOW_TRACKING_URI of the nodes"
+    git = known.metadata() if (known := commit()) else {}
     return {
         "job": name,
         "output": config.output,
-        "git_sha": git_sha(),
         "mlflow": f"{where}, experiment {config.experiment}: {_query(submission)}",
-    }
+    } | {key: without_secret(value) for key, value in git.items()}
 
 
 def _query(submission: str) -> str:

@@ -16,7 +16,7 @@ from facelab.data.decoding import faces_of
 from facelab.data.faces import FacesConfig, require_usable
 from facelab.data.manifest import Manifest
 from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
-from facelab.data.source import Row, Source, Unit, find, kind_of, scan_images
+from facelab.data.source import Row, Source, Unit, find, manifest_of, scan_images
 from facelab.data.units import image_units, shard_units
 from facelab.data.work import fill_with_model, require_actors
 from facelab.errors import UsageError
@@ -80,11 +80,10 @@ class SynthesizeConfig(PairsConfig, ActorConfig):
     """Delete the shard set at --output, begun or finished, and write it anew."""
 
     def settings(self) -> dict[str, Any]:
-        """What decides the pairs, beside what the inputs are."""
         names = (
             "seed", "variants", "style_mode", "hr_size", "scale", "allow_enlarged", "rows_per_shard", "micro_batch",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.places()
 
     def places(self) -> dict[str, str | None]:
         """Where the inputs are."""
@@ -93,7 +92,7 @@ class SynthesizeConfig(PairsConfig, ActorConfig):
     def check_output(self) -> None:
         super().check_output()
         if not self.overwrite:
-            refuse_other(self.output, self.settings() | self.places())
+            refuse_other(self.output, self.settings())
 
 
 def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[str, Any]:
@@ -103,12 +102,16 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
         UsageError: unusable inputs, or a degrader made for other sizes; at --output is a set of other settings, or one
             that another job is writing.
     """
-    source = None if kind_of(config.hr, "faces") == "folder" else find(config.hr, "faces")
+    source = None if manifest_of(config.hr, "faces") is None else find(config.hr, "faces")
+    for role, uri in (("hr", config.hr), ("lr", config.lr)):
+        if run and uri and (given := manifest_of(uri, "faces")):
+            run.takes(role, uri, given.hash, given.rows)
     degrader = load_degrader(config, run)
     what = {"hr_hash": source.hash if source else "", "model": degrader.name, "style_bank": degrader.style_bank}
     with ray_session():
         require_actors(config, "a reader", "a writer")
-        settings, places = config.settings() | what, config.places()
+        places = config.places()
+        settings = {name: value for name, value in config.settings().items() if name not in places} | what
         with claimed(config.output, "pairs", settings, places, overwrite=config.overwrite) as target:
             manifest = target.finished() or _fill(config, target, source, degrader)
     return manifest.counts | {"data_hash": manifest.hash, "model": degrader.name}

@@ -1,7 +1,6 @@
 """Where MLflow is: the tracking URI of a job, and a client that is set to it."""
 
 import fcntl
-import json
 import logging
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from mlflow import MlflowClient
 from facelab import storage
 from facelab.config import JobConfig, without_secret
 from facelab.errors import UsageError
+from facelab.submitted import submission_id
 
 # It would look for a project in the working folder and copy its lock file; our requirements are given in full. In a
 # submitted job that folder may have been unpacked anew by another node, and then looking fails.
@@ -20,16 +20,6 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one fo
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # told once, at the start of a job
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # misses pip, which an environment by uv lacks
-
-
-def submission_id() -> str | None:
-    """Of the submitted job whose driver this process is; None in any other process."""
-    return _job_metadata().get("job_submission_id")
-
-
-def _job_metadata() -> dict[str, str]:
-    """Of the submitted job whose driver this process is, as Ray tells it alone."""
-    return json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("metadata", {})
 
 
 def tracking_uri(config: JobConfig) -> str:
@@ -86,14 +76,6 @@ def experiment_id(uri: str, name: str) -> str | None:
             "MLFLOW_TRACKING_PASSWORD on the nodes if it wants a login"
         ) from error
     return found.experiment_id if found else None
-
-
-def ray_tags() -> dict[str, str]:
-    """Where Ray shows the submitted job that this process drives. The address of its page is the one that jobs.submit
-    was given: Ray itself does not know by which one its users come."""
-    tags = {"ray_submission_id": "job_submission_id", "ray_dashboard": "dashboard"}
-    told = _job_metadata()
-    return {tag: told[name] for tag, name in tags.items() if name in told}
 
 
 def prepare_database(uri: str) -> None:

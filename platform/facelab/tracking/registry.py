@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from modulefinder import ModuleFinder
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 import numpy as np
@@ -17,7 +18,7 @@ from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 import facelab
 import models
 from facelab import storage
-from facelab.config import without_secret
+from facelab.config import REGISTRY, without_secret
 from facelab.errors import UsageError
 from facelab.tracking.client import client_of
 
@@ -25,9 +26,18 @@ from facelab.tracking.client import client_of
 MODEL_REQUIREMENTS = ("torch", "safetensors", "numpy", "pillow", "pyarrow", "s3fs", "boto3", "botocore")
 
 
-def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> str:
-    """Log and register a model folder as a pyfunc on uint8 images; returns its models:/ URI, if the run has registered
-    these weights before, the one of then.
+class Registered(NamedTuple):
+    """A version in the registry."""
+
+    uri: str
+    """models:/NAME/VERSION."""
+    model_id: str
+    """Of what MLflow calls a logged model, which metrics can be of."""
+
+
+def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> Registered:
+    """Log and register a model folder as a pyfunc on uint8 images; if the run has registered these weights before, what
+    it did then.
 
     The weights stay safetensors and the code travels along as source: nothing is pickled.
     """
@@ -36,7 +46,8 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> st
         meta = json.loads((local / "model.json").read_text())
         for version in client.search_model_versions(f"run_id = '{run_id}'"):
             if version.name == name and version.tags.get("sha256") == meta["sha256"]:
-                return f"models:/{name}/{version.version}"
+                # MLflow tells a version's model by its source alone.
+                return Registered(f"models:/{name}/{version.version}", str(version.source).removeprefix(REGISTRY))
         side = meta["hr_size"] if meta["kind"] == "degrader" else meta["hr_size"] // meta["scale"]
         example = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), np.uint8)
         tensor = Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1))])
@@ -55,7 +66,7 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> st
                 metadata={"facelab": meta["kind"], "network": meta["name"], "sha256": meta["sha256"]},
             )
     client.set_model_version_tag(name, str(info.registered_model_version), "sha256", meta["sha256"])
-    return f"models:/{name}/{info.registered_model_version}"
+    return Registered(f"models:/{name}/{info.registered_model_version}", info.model_id)
 
 
 def _copy_code(folder: Path) -> list[str]:

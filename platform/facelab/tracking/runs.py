@@ -8,40 +8,53 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.utils import mlflow_tags as words
 
 from facelab import storage
-from facelab.config import REGISTRY, RUN, JobConfig, flatten, to_yaml, without_secret
+from facelab.config import REGISTRY, RUN, JobConfig, to_yaml, without_secret
 from facelab.errors import UsageError
-from facelab.tracking.client import client_of, prepare_database, ray_tags, tracking_uri
+from facelab.tracking.client import client_of, prepare_database, tracking_uri
 from facelab.tracking.delivery import Delivery, TrackerAway, is_away, patiently, reason_of
+from facelab.tracking.description import KIND, note, params_of, tags_of
 from facelab.tracking.registry import fetched_model, register_model
-from facelab.version import git_sha
-
-_HIDDEN = ("tracking_uri", "output", "config", "dry_run", "experiment")  # said by tags and artifacts, or of no interest
 
 
 class JobRun:
     """One MLflow run, from the driver's side. Only its beginning needs MLflow to be there: the rest is tried for a
     while, and said if it was in vain."""
 
-    def __init__(self, uri: str, run_id: str, patience_s: float):
-        """
-        Args:
-            patience_s: so long the end of a job waits for an MLflow that is away, all in all.
-        """
-        self.uri, self.id, self.patience_s = uri, run_id, patience_s
+    def __init__(self, uri: str, run_id: str, job: str, config: JobConfig):
+        self.uri, self.id, self._job, self._config = uri, run_id, job, config
+        self.patience_s = 60 * config.tracking_patience
+        """So long the end of a job waits for an MLflow that is away, all in all."""
         self._deadline: float | None = None
+        self._model_id: str | None = None
         self._undelivered: list[str] = []
 
+    def takes(self, role: str, uri: str, digest: str, rows: int) -> None:
+        """Tell of a set of images that the job takes in; MLflow has each once.
+
+        Args:
+            role: the option that names it.
+            digest: of its rows, as in its manifest.
+        """
+        kind = "s3" if uri.startswith("s3://") else "local"
+        name = "/".join(PurePosixPath(uri).parts[-2:]).strip("/")
+        data = Dataset(name, digest[:16], kind, json.dumps({"uri": uri}), profile=json.dumps({"num_rows": rows}))
+        given = DatasetInput(data, [InputTag(words.MLFLOW_DATASET_CONTEXT, role)])
+        self._try(f"the input {role}", lambda: self._client.log_inputs(self.id, [given]))
+
     def conclude(self, values: dict[str, Any], text: str) -> None:
-        """Final numbers as metrics (best_… as best/…), the rest as tags; and summary.json."""
+        """Final numbers as metrics (best_… as best/…), also of the model that the run has registered, the rest as tags;
+        summary.json; and the note, with the pictures that there are by now."""
         now = int(time.time() * 1000)
         metrics, tags = [], []
         for name, value in values.items():
@@ -49,9 +62,18 @@ class JobRun:
                 tags.append(RunTag(name, str(value)))
             elif np.isfinite(value):
                 key = f"best/{name.removeprefix('best_')}" if name.startswith("best_") else name
-                metrics.append(Metric(key, float(value), now, 0))
+                metrics.append(Metric(key, float(value), now, 0, model_id=self._model_id))
         self._try("the summary", lambda: self._client.log_batch(self.id, metrics=metrics, tags=tags))
         self.text(text, "summary.json")
+        self._try("its note", self._describe)
+
+    def _describe(self) -> None:
+        found = [file.path for file in self._client.list_artifacts(self.id)]
+        grids = [path for path in found if path.endswith(".png")]
+        samples = [file.path for file in self._client.list_artifacts(self.id, "samples")] if "samples" in found else []
+        # Relative to the page, so by whatever address somebody opens MLflow.
+        urls = {path: f"get-artifact?path={quote(path)}&run_uuid={self.id}" for path in [*grids, *sorted(samples)[-1:]]}
+        self._client.set_tag(self.id, words.MLFLOW_RUN_NOTE, note(self._job, self._config, urls))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         self._try(path.name, lambda: self._client.log_artifact(self.id, str(path), folder))
@@ -74,9 +96,13 @@ class JobRun:
 
     def register_model(self, folder: str, name: str) -> str | None:
         """Log and register a model folder; returns its models:/ URI, None if MLflow was away for too long."""
-        return self._try(
+        registered = self._try(
             f"the model, in the registry as {name}", lambda: register_model(self.uri, self.id, folder, name)
         )
+        if registered is None:
+            return None
+        self._model_id = registered.model_id
+        return registered.uri
 
     @contextmanager
     def model_folder(self, uri: str) -> Iterator[str]:
@@ -130,15 +156,14 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
     """
     uri = tracking_uri(config)
     place = storage.join(config.output, "run.json")
-    values = flatten(json.loads(config.model_dump_json(exclude=set(_HIDDEN))))
-    run_id = _resumed(uri, place, values) if config.resumes else None
+    run_id = _resumed(uri, place, params_of(config)) if config.resumes else None
     if run_id is None:
-        run_id = _begun(uri, job, config, values, parent)
+        run_id = _begun(uri, job, config, parent)
         if config.KEEPS_RUN:
             storage.write_text(place, json.dumps({"run_id": run_id, "tracking_uri": without_secret(uri)}, indent=2))
     if uri.startswith("http") and parent is None:
         print(f"MLflow run {without_secret(uri)}/#/runs/{run_id}")
-    run, status = JobRun(uri, run_id, 60 * config.tracking_patience), "FAILED"
+    run, status = JobRun(uri, run_id, job, config), "FAILED"
     try:
         yield run
         status = "FINISHED"
@@ -149,10 +174,10 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
         run.end(status)
 
 
-def _begun(uri: str, job: str, config: JobConfig, values: dict[str, Any], parent: str | None) -> str:
+def _begun(uri: str, job: str, config: JobConfig, parent: str | None) -> str:
     """Id of a new run."""
-    tags = {"job": job, "preset": config.preset, "seed": str(config.seed), "output": config.output}
-    tags |= {"git_sha": git_sha()} | ray_tags() | ({"mlflow.parentRunId": parent} if parent else {})
+    tags = tags_of(job, config) | {words.MLFLOW_RUN_NOTE: note(job, config, {})}
+    tags |= {words.MLFLOW_PARENT_RUN_ID: parent} if parent else {}
     try:
         prepare_database(uri)
         client = client_of(uri)
@@ -160,7 +185,7 @@ def _begun(uri: str, job: str, config: JobConfig, values: dict[str, Any], parent
             _experiment(client, uri, config.experiment), run_name=f"{job} {Path(config.output).name}", tags=tags
         )
         run_id = run.info.run_id
-        client.log_batch(run_id, params=[Param(k, _shown(v)) for k, v in values.items()])
+        client.log_batch(run_id, params=[Param(name, value) for name, value in params_of(config).items()])
         client.log_text(run_id, to_yaml(config), "config.yaml")
         client.log_text(run_id, environment(), "environment.txt")
     except Exception as error:
@@ -177,11 +202,7 @@ def _refused(uri: str, error: Exception) -> UsageError:
     )
 
 
-def _shown(value: Any) -> str:
-    return without_secret(str(value))[:500]
-
-
-def _resumed(uri: str, place: str, values: dict[str, Any]) -> str | None:
+def _resumed(uri: str, place: str, params: dict[str, str]) -> str | None:
     """Id of the run that is gone on with, RUNNING again; None where there is none, or no more. An MLflow that is away
     does not keep a training from going on: its run is known."""
     if not storage.exists(place):
@@ -197,8 +218,8 @@ def _resumed(uri: str, place: str, values: dict[str, Any]) -> str | None:
             print(f"run {run_id} was deleted from MLflow: a new one", file=sys.stderr)
             return None
         client.update_run(run_id, status="RUNNING")
-        changed = {k: _shown(v) for k, v in values.items() if was.data.params.get(k) != _shown(v)}
-        client.log_batch(run_id, tags=[RunTag(f"resumed.{key}", value) for key, value in changed.items()])
+        changed = {name: value for name, value in params.items() if was.data.params.get(name) != value}
+        client.log_batch(run_id, tags=[RunTag(f"resumed.{name}", value) for name, value in changed.items()])
     except Exception as error:
         if isinstance(error, mlflow.MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             print(f"run {run_id} is not in MLflow any more: a new one", file=sys.stderr)
@@ -214,12 +235,15 @@ def _resumed(uri: str, place: str, values: dict[str, Any]) -> str | None:
 def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
+        for tag, value in KIND.items():
+            if tag not in found.tags:  # made by hand, or by an older facelab
+                client.set_experiment_tag(found.experiment_id, tag, value)
         return found.experiment_id
     location = None
     if uri.startswith("sqlite:///"):  # beside the database, wherever the job was started
         location = str(Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts")
     try:
-        return client.create_experiment(name, artifact_location=location)
+        return client.create_experiment(name, artifact_location=location, tags=KIND)
     except mlflow.MlflowException:
         found = client.get_experiment_by_name(name)  # another job was faster
         if found is None:

@@ -120,9 +120,18 @@ class TrainConfig(FacesConfig):
     """Precision, memory layout, resources."""
 
     KEEPS_RUN = True
+    OPERATIONAL = FacesConfig.OPERATIONAL | {
+        "resume", "register_as", "min_workers", "checkpoint_minutes", "checkpoint_every", "keep_checkpoints",
+        "cache_folder", "cache_on_gpu", "compute.max_failures",
+    }  # fmt: skip
     WRITES = (*FacesConfig.WRITES, "run.json", "training.json", "model/model.json", "model/model.safetensors")
     NETWORKS: ClassVar[Mapping[str, type[Network]]]
     """What `model` may name: networks with recipes and presets."""
+
+    def settings(self) -> dict[str, Any]:
+        """Without the options of networks that are not trained, and of a discriminator that is not there."""
+        unused = self.NETWORKS.keys() - {self.model} | (set() if self.adversarial.weight else {"adversarial"})
+        return {name: value for name, value in super().settings().items() if name.partition(".")[0] not in unused}
 
     @classmethod
     def preset_options(cls, preset: str, values: dict[str, Any]) -> dict[str, Any]:

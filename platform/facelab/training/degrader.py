@@ -160,7 +160,9 @@ class DegraderStage:
 
     def __init__(self, config: TrainDegraderConfig, hr: FaceSet | Streamed, lr: FaceSet | Streamed):
         self.config = config
-        self.facts: dict[str, Any] = {"data_hash": f"{hr.hash[:16]}+{lr.hash[:16]}", "n_hr": len(hr), "n_lr": len(lr)}
+        hashes = hr.hash[:16], lr.hash[:16]
+        self.facts: dict[str, Any] = {"data_hash": "+".join(hashes), "hr_hash": hashes[0], "lr_hash": hashes[1]}
+        self.facts |= {"n_hr": len(hr), "n_lr": len(lr)}
         for counts in (hr.counts, lr.counts):
             self.facts |= {name: count + self.facts.get(name, 0) for name, count in counts.items()}
         self.hr: TrainingImages = hr.subset("train")

@@ -1,12 +1,13 @@
 """The training jobs: train as a tracked run, then register the network."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from facelab import storage
-from facelab.config import REGISTRY
+from facelab.config import REGISTRY, places
+from facelab.data.manifest import Manifest
 from facelab.data.owner import Owner
-from facelab.data.source import kind_of
+from facelab.data.source import manifest_of
 from facelab.job import Job
 from facelab.tracking.spool import Spool
 from facelab.trained import checkpoint
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # MLflow takes seconds to import
 
 def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
     """Do the job; returns its summary, with the registry URI of the network."""
-    check_inputs(config)
     summary = train(config, run)
     name = config.register_as or config.registry_name
     model_uri = run.register_model(storage.join(config.output, "model"), name)
@@ -30,13 +30,24 @@ def train_and_register(config: TrainConfig, run: "JobRun") -> dict[str, Any]:
 
 
 def train(config: TrainConfig, run: "JobRun", **options: Any) -> dict[str, Any]:
-    """Train as the only one there, while MLflow is told of it from the side; `options` as of run_training."""
+    """Train as the only one there, while MLflow is told of it from the side; `options` as of run_training.
+
+    Raises:
+        UsageError: an input has nothing that can be trained on; see run_training.
+    """
+    inputs = check_inputs(config)
+    for role, given in inputs.items():
+        if given.manifest:
+            run.takes(role, given.uri, given.manifest.hash, given.manifest.rows)
     with (
         Owner(config.output) as owner,
         run.delivering(config.output, lambda: checkpoint.newest_step(config.checkpoints)),
     ):
         summary = run_training(config, lambda: Spool(config.output), **options)
         owner.check()
+    for role, given in inputs.items():
+        if not given.manifest:  # what is in a folder is known by who has read it
+            run.takes(role, given.uri, summary[f"{role}_hash"], summary[f"n_{role}"])
     return summary
 
 
@@ -53,10 +64,22 @@ def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:
     return train_and_register(config, run)
 
 
-def check_inputs(config: TrainConfig) -> None:
-    """Raises UsageError where a URI holds nothing that can be trained on."""
-    for uri, kind in [*config.inputs(), *config.watched()]:
-        kind_of(uri, kind)  # a wrong input is told before workers start
+class Input(NamedTuple):
+    """A set of images that a training reads."""
+
+    uri: str
+    manifest: Manifest | None
+    """None of a folder."""
+
+
+def check_inputs(config: TrainConfig) -> dict[str, Input]:
+    """Option -> what it names, before workers start.
+
+    Raises:
+        UsageError: nothing there that can be trained on.
+    """
+    options = {uri: option for option, uri in places(config)}
+    return {options[uri]: Input(uri, manifest_of(uri, kind)) for uri, kind in [*config.inputs(), *config.watched()]}
 
 
 def training_plan(config: TrainConfig) -> str:

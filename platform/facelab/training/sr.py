@@ -193,8 +193,8 @@ class SRStage:
         watched: PairSet | None = None,
     ):
         self.config = config
-        self.facts: dict[str, Any] = {"data_hash": data.hash[:16]}
-        self.facts |= {"n_pairs" if config.pairs else "n_hr": len(data)} | data.counts
+        kind, hash_ = "pairs" if config.pairs else "hr", data.hash[:16]
+        self.facts: dict[str, Any] = {"data_hash": hash_, f"{kind}_hash": hash_, f"n_{kind}": len(data)} | data.counts
         self.train: TrainingImages = data.subset("train")
         self.held_hr, held_lr = _hr_lr(data.subset("val").first(config.validation_images))
         if len(self.train) < config.images_per_update or len(self.held_hr) < 1:
@@ -211,7 +211,10 @@ class SRStage:
             self.watched = found["hr"], found["lr"]
             _require_sizes(config, config.watch, *self.watched)
             self.facts |= {"watch_hash": watched.hash[:16], "n_watch": len(self.watched[0])}
-        self.real_lr: TrainingImages | None = None if real_lr is None else real_lr.subset("train")
+        self.real_lr: TrainingImages | None = None
+        if real_lr is not None:
+            self.real_lr = real_lr.subset("train")
+            self.facts |= {"lr_hash": real_lr.hash[:16], "n_lr": len(real_lr)}
         if self.real_lr is not None and not len(self.real_lr):
             raise UsageError(
                 f"{config.lr}: no face left to train on (90 %, unless their shards say otherwise): give more"
