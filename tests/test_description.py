@@ -25,7 +25,8 @@ def config_of(**values) -> TrainSRConfig:
 
 @pytest.fixture
 def client() -> mlflow.MlflowClient:
-    return mlflow.MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    return mlflow.MlflowClient(uri, registry_uri=uri)  # else that of the test before
 
 
 @pytest.fixture
