@@ -177,7 +177,7 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
         time.sleep(0.2)
     said = short.communicate()
     assert short.returncode == 0, said
-    assert "was not told: numbers and pictures of the training, the model, in the registry as facelab-srcnn" in said[1]
+    assert "was not told: numbers and pictures of the training, the input hr, the model, in the registry as" in said[1]
     assert "registered_model" not in json.loads((tmp_path / "short" / "summary.json").read_text())
     with small_server(tmp_path, port) as uri:
         said = job.communicate()
