@@ -16,6 +16,7 @@ from conftest import ROOT, dies_after, free_port
 from facelab.config import build
 from facelab.errors import UsageError
 from facelab.tracking.delivery import Delivery
+from facelab.tracking.runs import JobRun
 from facelab.tracking.spool import Spool, segments
 from facelab.training.job import TRAIN_SR
 from facelab.training.sr import TrainSRConfig
@@ -130,6 +131,24 @@ def test_a_resumed_training_is_one_run(tmp_path, hr_folder):
     assert TRAIN_SR.run(config.model_copy(update={"resume": True}))["mlflow_run_id"] != run_id
 
 
+def test_an_input_waits_for_no_tracker_and_is_told_at_the_end(tmp_path, hr_folder, run, monkeypatch, capsys):
+    """Of a training that goes on while MLflow is away: it would begin ten minutes later."""
+    client, run_id = run
+
+    def away(*_):
+        raise ConnectionError("nobody there")
+
+    own = JobRun(os.environ["MLFLOW_TRACKING_URI"], run_id, "train_sr", config_of(hr_folder, tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_inputs", away)
+        patch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits"))
+        own.takes("hr", str(hr_folder), "0" * 64, 60)
+    assert client.get_run(run_id).inputs.dataset_inputs == []
+    own.end("FINISHED")
+    assert len(client.get_run(run_id).inputs.dataset_inputs) == 1
+    assert "was not told" not in capsys.readouterr().err
+
+
 def test_what_mlflow_refuses_ends_no_training(tmp_path, hr_folder, monkeypatch, capsys):
     """Of numbers, pictures, the model, the end: the run's owner is told what is missing there, and has all of it."""
 
@@ -177,7 +196,7 @@ def test_an_outage_stops_no_training_and_loses_nothing(tmp_path, hr_folder):
         time.sleep(0.2)
     said = short.communicate()
     assert short.returncode == 0, said
-    assert "was not told: numbers and pictures of the training, the input hr, the model, in the registry as" in said[1]
+    assert "was not told: numbers and pictures of the training, the model, in the registry as facelab-srcnn" in said[1]
     assert "registered_model" not in json.loads((tmp_path / "short" / "summary.json").read_text())
     with small_server(tmp_path, port) as uri:
         said = job.communicate()

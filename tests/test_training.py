@@ -594,7 +594,9 @@ def test_a_job_is_one_run_and_its_model_can_be_taken_away(tmp_path, hr_folder, l
     client = mlflow.MlflowClient(uri)
     run = client.get_run(summary["mlflow_run_id"])
     assert run.info.status == "FINISHED"
-    assert {"data_hash", "hr_hash", "lr_hash"} <= run.data.tags.keys()
+    assert run.data.params["weights.lambda_mi"] == "0.1"
+    assert run.data.tags["preset"] == "debug"
+    assert {"code_hash", "data_hash", "hr_hash", "lr_hash", "seed"} <= run.data.tags.keys()
     assert "best/fd" in run.data.metrics
     assert [m.step for m in client.get_metric_history(run.info.run_id, "train/style")] == [1, 2, 3, 4]
     artifacts = {a.path for a in client.list_artifacts(run.info.run_id)}

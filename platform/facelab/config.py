@@ -373,7 +373,7 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-def option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
+def _option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted option name -> type, over nested configs and the dataclasses of `models`."""
     if issubclass(config_type, BaseModel):
         fields = {name: field.annotation for name, field in config_type.model_fields.items()}
@@ -384,14 +384,14 @@ def option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(annotation, type) and (
             issubclass(annotation, BaseModel) or hasattr(annotation, "__dataclass_fields__")
         ):
-            options |= option_types(annotation, f"{prefix}{name}.")
+            options |= _option_types(annotation, f"{prefix}{name}.")
         else:
             options[f"{prefix}{name}"] = annotation
     return options
 
 
 def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: str) -> list[str]:
-    known = option_types(config_type)
+    known = _option_types(config_type)
     arguments: list[str] = []
     for key, value in flatten(values).items():
         if key not in known:
@@ -416,7 +416,7 @@ def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: st
 
 def _spelt_out(config_type: type[JobConfig], arguments: list[str]) -> Iterator[str]:
     """--gpu and --no-gpu, as of every switch, also where the default is None and tyro wants `--gpu True`."""
-    undecided = {name for name, kind in option_types(config_type).items() if set(get_args(kind)) == {bool, type(None)}}
+    undecided = {name for name, kind in _option_types(config_type).items() if set(get_args(kind)) == {bool, type(None)}}
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         group, dot, name = argument.removeprefix("--").replace("-", "_").rpartition(".")
         plain, negated = f"{group}{dot}{name}", f"{group}{dot}{name.removeprefix('no_')}"

@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from facelab import storage
-from facelab.data.manifest import read_manifest
 from facelab.data.tables import chunks, write_table
 from facelab.data.work import stream
 from facelab.evaluation.config import EvaluateConfig
@@ -38,13 +37,7 @@ EXAMPLE_SCHEMA = pa.schema(
 def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
     """Do the job; its tables and pictures also go to its MLflow run, which resolves a models:/ URI."""
     with run.model_folder(config.model) as model:
-        summary = evaluate(config.model_copy(update={"model": model}))
-    for role, count, seen in (
-        ("test", "n", "data_hash"), ("real", "n_real", "real_hash"), ("reference", "n_reference", "reference_hash"),
-    ):  # fmt: skip
-        if uri := getattr(config, role):
-            given = read_manifest(uri)
-            run.takes(role, uri, given.hash if given else summary[seen], summary[count])
+        summary = evaluate(config.model_copy(update={"model": model}), run)
     for name in config.ARTIFACTS:
         if storage.exists(place := storage.join(config.output, name)):
             with storage.local_copy(place) as file:
@@ -52,7 +45,7 @@ def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
     return summary
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, run: "JobRun | None" = None) -> dict[str, Any]:
     """Writes per_image.parquet, protocol.json, examples.parquet, grid.png and real.png to --output, jackknife.json
     where there is a Fréchet distance with an interval, and rejected.parquet where an image could not be used; returns
     the summary.
@@ -83,6 +76,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if tally.rejected.rows:
             storage.upload(local / "rejected.parquet", storage.join(config.output, "rejected.parquet"))
         summary, protocols = tally.finish()
+        if run:
+            for role, images in sets.items():
+                digest = images.source.hash or tally.hashes[role].hexdigest()
+                run.takes(role, images.uri, digest, tally.counts[role])
         if known and not found:
             known.keep(tally.reference())
         storage.upload(local / "per_image.parquet", storage.join(config.output, "per_image.parquet"))

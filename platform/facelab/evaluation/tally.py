@@ -187,6 +187,7 @@ class Tally:
             take(self._per_image("test", ""))
             summary |= {"n": self.counts["test"], "lr_kind": self.sets["test"].lr_kind}
             summary |= {"n_rejected": self.n_rejected["test"], "n_enlarged": self.n_enlarged["test"]}
+            summary["data_hash"] = self.hashes["test"].hexdigest()[:16]
         if "real" in self.sets:
             take(self._per_image("real", "_real"))
             summary |= {"n_real": self.counts["real"], "n_reference": self.counts["reference"]}
@@ -194,8 +195,6 @@ class Tally:
                 summary |= {f"{name}_{role}": counts[role] for role in ("real", "reference")}
             for layer in self.sides:
                 take(self._distances(layer))
-        names = {"test": "data_hash", "real": "real_hash", "reference": "reference_hash"}
-        summary |= {names[role]: seen.hexdigest()[:16] for role, seen in self.hashes.items()}
         summary |= {f"protocol_{name}": protocol.fingerprint for name, protocol in protocols.items()}
         return summary, {name: asdict(protocol) for name, protocol in protocols.items()}
 

@@ -16,7 +16,7 @@ from facelab.data.decoding import faces_of
 from facelab.data.faces import FacesConfig, require_usable
 from facelab.data.manifest import Manifest
 from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
-from facelab.data.source import Row, Source, Unit, find, manifest_of, scan_images
+from facelab.data.source import Row, Source, Unit, find, kind_of, manifest_of, scan_images
 from facelab.data.units import image_units, shard_units
 from facelab.data.work import fill_with_model, require_actors
 from facelab.errors import UsageError
@@ -102,16 +102,17 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
         UsageError: unusable inputs, or a degrader made for other sizes; at --output is a set of other settings, or one
             that another job is writing.
     """
-    source = None if manifest_of(config.hr, "faces") is None else find(config.hr, "faces")
-    for role, uri in (("hr", config.hr), ("lr", config.lr)):
-        if run and uri and (given := manifest_of(uri, "faces")):
-            run.takes(role, uri, given.hash, given.rows)
+    source = None if kind_of(config.hr, "faces") == "folder" else find(config.hr, "faces")
+    if run and source:
+        run.takes("hr", config.hr, source.hash, source.rows)
+    if run and config.lr and (styles := manifest_of(config.lr, "faces")):
+        run.takes("lr", config.lr, styles.hash, styles.rows)
     degrader = load_degrader(config, run)
     what = {"hr_hash": source.hash if source else "", "model": degrader.name, "style_bank": degrader.style_bank}
     with ray_session():
         require_actors(config, "a reader", "a writer")
-        places = config.places()
-        settings = {name: value for name, value in config.settings().items() if name not in places} | what
+        settings = config.settings() | what
+        places = {name: settings.pop(name) for name in config.places()}
         with claimed(config.output, "pairs", settings, places, overwrite=config.overwrite) as target:
             manifest = target.finished() or _fill(config, target, source, degrader)
     return manifest.counts | {"data_hash": manifest.hash, "model": degrader.name}

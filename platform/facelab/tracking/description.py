@@ -45,10 +45,10 @@ def _user() -> str:
 
 def params_of(config: JobConfig) -> dict[str, str]:
     """What decides the result, without what is left open; config.yaml has all. MLflow's limit is 6000 characters."""
-    return {name: shown(value) for name, value in config.settings().items() if value is not None}
+    return {name: _shown(value) for name, value in config.settings().items() if value is not None}
 
 
-def shown(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value as a parameter or a tag."""
     return without_secret(str(value))[:500]
 
@@ -75,4 +75,4 @@ def note(job: str, config: JobConfig, pictures: dict[str, str]) -> str:
 def _cell(value: Any) -> str:
     if value is None:
         return "–"
-    return html.escape(shown(value)).replace("|", "\\|").replace("\n", " ") or "–"
+    return html.escape(_shown(value)).replace("|", "\\|").replace("\n", " ") or "–"

@@ -38,9 +38,11 @@ class JobRun:
         self._deadline: float | None = None
         self._model_id: str | None = None
         self._undelivered: list[str] = []
+        self._late: list[DatasetInput] = []
 
     def takes(self, role: str, uri: str, digest: str, rows: int) -> None:
-        """Tell of a set of images that the job takes in; MLflow has each once.
+        """Tell of a set of images that the job takes in; MLflow has each once. No work waits for an MLflow that is
+        away: it is told at the end.
 
         Args:
             role: the option that names it.
@@ -50,7 +52,12 @@ class JobRun:
         name = "/".join(PurePosixPath(uri).parts[-2:]).strip("/")
         data = Dataset(name, digest[:16], kind, json.dumps({"uri": uri}), profile=json.dumps({"num_rows": rows}))
         given = DatasetInput(data, [InputTag(words.MLFLOW_DATASET_CONTEXT, role)])
-        self._try(f"the input {role}", lambda: self._client.log_inputs(self.id, [given]))
+        try:
+            self._client.log_inputs(self.id, [given])
+        except Exception as error:
+            if not is_away(error) and not isinstance(error, mlflow.MlflowException):
+                raise
+            self._late.append(given)
 
     def conclude(self, values: dict[str, Any], text: str) -> None:
         """Final numbers as metrics (best_… as best/…), also of the model that the run has registered, the rest as tags;
@@ -117,6 +124,8 @@ class JobRun:
         """The run has this status; what MLflow was never told is said."""
         if status != "FINISHED":
             self.patience_s = min(self.patience_s, _PATIENCE_OF_A_FAILURE_S)
+        if self._late:
+            self._try("its inputs", lambda: self._client.log_inputs(self.id, self._late))
         self._try(f"that the run is {status}", lambda: self._client.set_terminated(self.id, status))
         if self._undelivered:
             print(

@@ -1,7 +1,7 @@
 """The training jobs: train as a tracked run, then register the network."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from facelab import storage
 from facelab.config import REGISTRY, places
@@ -36,18 +36,18 @@ def train(config: TrainConfig, run: "JobRun", **options: Any) -> dict[str, Any]:
         UsageError: an input has nothing that can be trained on; see run_training.
     """
     inputs = check_inputs(config)
-    for role, given in inputs.items():
-        if given.manifest:
-            run.takes(role, given.uri, given.manifest.hash, given.manifest.rows)
+    for role, manifest in inputs.items():
+        if manifest:
+            run.takes(role, getattr(config, role), manifest.hash, manifest.rows)
     with (
         Owner(config.output) as owner,
         run.delivering(config.output, lambda: checkpoint.newest_step(config.checkpoints)),
     ):
         summary = run_training(config, lambda: Spool(config.output), **options)
         owner.check()
-    for role, given in inputs.items():
-        if not given.manifest:  # what is in a folder is known by who has read it
-            run.takes(role, given.uri, summary[f"{role}_hash"], summary[f"n_{role}"])
+    for role, manifest in inputs.items():
+        if not manifest:  # what is in a folder is known by who has read it
+            run.takes(role, getattr(config, role), summary[f"{role}_hash"], summary[f"n_{role}"])
     return summary
 
 
@@ -64,22 +64,14 @@ def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:
     return train_and_register(config, run)
 
 
-class Input(NamedTuple):
-    """A set of images that a training reads."""
-
-    uri: str
-    manifest: Manifest | None
-    """None of a folder."""
-
-
-def check_inputs(config: TrainConfig) -> dict[str, Input]:
-    """Option -> what it names, before workers start.
+def check_inputs(config: TrainConfig) -> dict[str, Manifest | None]:
+    """Option -> manifest of the shards that it names, None of a folder; before workers start.
 
     Raises:
         UsageError: nothing there that can be trained on.
     """
-    options = {uri: option for option, uri in places(config)}
-    return {options[uri]: Input(uri, manifest_of(uri, kind)) for uri, kind in [*config.inputs(), *config.watched()]}
+    kinds = dict([*config.inputs(), *config.watched()])
+    return {option: manifest_of(uri, kinds[uri]) for option, uri in places(config) if uri in kinds}
 
 
 def training_plan(config: TrainConfig) -> str:

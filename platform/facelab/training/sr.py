@@ -215,10 +215,10 @@ class SRStage:
         if real_lr is not None:
             self.real_lr = real_lr.subset("train")
             self.facts |= {"lr_hash": real_lr.hash[:16], "n_lr": len(real_lr)}
-        if self.real_lr is not None and not len(self.real_lr):
-            raise UsageError(
-                f"{config.lr}: no face left to train on (90 %, unless their shards say otherwise): give more"
-            )
+            if not len(self.real_lr):
+                raise UsageError(
+                    f"{config.lr}: no face left to train on (90 %, unless their shards say otherwise): give more"
+                )
         self.images = {"images": data.hash[:16], "order of images (--cache)": order_of(hr=self.train, lr=self.real_lr)}
         self.images |= {} if real_lr is None else {"real LR images": real_lr.hash[:16]}
         self.steps_per_epoch = -(-len(self.train) // config.images_per_update)
