@@ -66,6 +66,16 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: ("ray_local" not in item.fixturenames, item.path not in first))
 
 
+@pytest.hookimpl(tryfirst=True)  # before any fixture
+def pytest_runtest_setup(item):
+    """The tests with Ray are a process's first; those after them, in which others may take its place, find none: neither
+    the Ray itself nor its address, which Ray's own commands prefer to the one that they are given."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized() and "ray_local" not in item.fixturenames:
+        ray.shutdown()
+        os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+
+
 class Notes:
     """A logger for trainings that keeps what it is told."""
 
