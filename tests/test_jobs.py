@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import tyro
 import yaml
-from conftest import ROOT, trained_degrader
-from facelab.config import JobConfig, build, parse
+from conftest import ROOT, save_degrader, trained_degrader, write_faces, write_set
+from facelab.config import JobConfig, Uri, build, parse
+from facelab.data.faces import face_row
 from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.tensors import load_faces, load_pairs
 from facelab.errors import UsageError
@@ -31,7 +33,7 @@ from facelab.experiments.demo import (
     comparisons,
     demo_steps,
 )
-from facelab.experiments.steps import Step, run_steps
+from facelab.experiments.steps import Step, key_of, run_steps
 from facelab.job import Job
 from facelab.metrics import degradation_distances
 from facelab.metrics.protocol import metric_names
@@ -63,7 +65,10 @@ def test_help_explains_every_option(job, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     for name, field in job.config.model_fields.items():
-        assert re.search(rf"--(no-)?{name.replace('_', '-')}(?![\w-])", text), name
+        positional = tyro.conf.Positional in field.metadata
+        told = re.escape(" ".join(str(field.description).split()[:2]))
+        shown = told if positional else rf"--(no-)?{name.replace('_', '-')}(?![\w-])"
+        assert re.search(shown, text), name
         assert field.description, name
 
 
@@ -245,9 +250,11 @@ def test_a_demo_compares_its_rows_image_by_image(tmp_path):
 class ToyConfig(JobConfig):
     PRESETS: ClassVar = {"paper": {}}
     value: int = 0
+    source: Uri | None = None
 
 
-def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path, monkeypatch):
+def test_steps_of_other_settings_and_those_that_take_them_in_are_run_anew(tmp_path, monkeypatch):
+    """b takes in a; c stands alone."""
     ran = []
 
     def work(config, run):
@@ -257,8 +264,8 @@ def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path, monke
     toy = Job("toy", ToyConfig, work, plan=str)
 
     def steps(*values: int, **recorded: str) -> dict[str, int]:
-        made = [Step(name, toy, build(ToyConfig, output=str(tmp_path / name), value=value, **recorded))
-                for name, value in zip("abc", values, strict=True)]  # fmt: skip
+        made = [Step(name, toy, build(ToyConfig, output=str(tmp_path / name), value=value, source=source, **recorded))
+                for name, value, source in zip("abc", values, (None, str(tmp_path / "a"), None), strict=True)]  # fmt: skip
         return {folder: done.summary["value"] for folder, done in run_steps(made, parent="0" * 32).items()}
 
     assert steps(1, 2, 3) == {"a": 1, "b": 2, "c": 3}
@@ -266,12 +273,13 @@ def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path, monke
     assert steps(1, 2, 3) == {"a": 1, "b": 2, "c": 3}
     assert ran == [1, 2, 3]
     assert steps(1, 5, 3) == {"a": 1, "b": 5, "c": 3}
-    assert ran == [1, 2, 3, 5, 3]
+    assert ran == [1, 2, 3, 5]
     (tmp_path / "a" / "summary.json").unlink()  # interrupted
     assert steps(1, 5, 3) == {"a": 1, "b": 5, "c": 3}
-    assert ran == [1, 2, 3, 5, 3, 1, 5, 3]
+    assert ran == [1, 2, 3, 5, 1]  # what comes out of a is what it was: b stands
     assert (tmp_path / "a" / "of an earlier setting").exists()  # gone on with, not begun anew
-    steps(9, 5, 3)
+    assert steps(9, 5, 3) == {"a": 9, "b": 5, "c": 3}
+    assert ran == [1, 2, 3, 5, 1, 9, 5]
     assert not (tmp_path / "a" / "of an earlier setting").exists()
 
     ran.clear()
@@ -286,7 +294,25 @@ def test_steps_of_other_settings_and_all_after_them_are_run_anew(tmp_path, monke
         with pytest.raises(KeyboardInterrupt):
             steps(8, 5, 3)
     assert steps(8, 5, 3) == {"a": 8, "b": 5, "c": 3}
-    assert ran == [8, 5, 3]  # what was made of the former a is not taken for this one's
+    assert ran == [8, 5]  # what was made of the former a is not taken for this one's
+
+
+def test_an_input_counts_by_what_it_holds_not_by_where_it_lies(tmp_path, hr_folder):
+    toy = Job("toy", ToyConfig, lambda config, run: {}, plan=str)
+
+    def key(source) -> str:
+        return key_of(Step("t", toy, build(ToyConfig, output=str(tmp_path / "t"), source=str(source))))["key"]
+
+    picture = (hr_folder / "0000.png").read_bytes()
+    for name, identifier in (("one", "a"), ("two", "a"), ("other", "b")):
+        write_set(str(tmp_path / name), "faces", [face_row(identifier, picture, "somewhere")])
+    assert key(tmp_path / "one") == key(tmp_path / "two") != key(tmp_path / "other")
+    models = [save_degrader(tmp_path / name, seed) for name, seed in (("m1", 1), ("m2", 1), ("m3", 2))]
+    assert key(models[0]) == key(models[1]) != key(models[2])
+    folder = write_faces(tmp_path / "folder", 2)
+    before = key(folder)
+    write_faces(folder, 3)
+    assert key(folder) != before
 
 
 def test_steps_delete_nothing_but_what_they_made(tmp_path):

@@ -34,14 +34,14 @@ class LimitsConfig(JobConfig):
     """Also take faces that are too small, enlarged, and count them. Without it, a sharp face has hr_size px at least,
     and a low-resolution one three quarters of hr_size / scale."""
 
-
-class FacesConfig(SizedConfig, LimitsConfig):
-    """A job on faces that are there already, which it brings to one size."""
-
     def least_side(self, size: int, *, sharp: bool) -> int:
         """Shorter side of a face that is taken for an image of `size` px."""
         least = size if sharp else -(-3 * size // 4)  # 12 px for 16: a detector's boxes are no more exact than that
         return min(least, MIN_SIDE) if self.allow_enlarged else least
+
+
+class FacesConfig(SizedConfig, LimitsConfig):
+    """A job on faces that are there already, which it brings to one size."""
 
 
 def training_face(data: bytes, size: int, least: int) -> tuple[torch.Tensor, bool]:

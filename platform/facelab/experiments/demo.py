@@ -7,26 +7,24 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import model_validator
 
 from facelab import storage
 from facelab.cluster import ray_session
-from facelab.config import SizedConfig, Uri, build
-from facelab.data.faces import MIN_SIDE, FacesConfig, LimitsConfig
-from facelab.data.prepare import PREPARE, PrepareConfig
+from facelab.config import Uri
 from facelab.data.tensors import load_faces, load_pairs
+from facelab.evaluation.degradation import RealLR
 from facelab.evaluation.rows import face_of
 from facelab.evaluation.run import EVALUATE
+from facelab.experiments.faces import OwnFacesConfig, experiment_step, face_sets, face_steps
 from facelab.experiments.steps import Step, run_steps
 from facelab.job import Job
-from facelab.metrics import degradation_distances, frechet_distance, paired_difference, share_of_gap
+from facelab.metrics import paired_difference, share_of_gap
 from facelab.metrics.features import FeatureConfig, Features
 from facelab.metrics.intervals import Interval, jackknifed
 from facelab.metrics.number import Number
 from facelab.metrics.protocol import metric_names
 from facelab.reports.demo import COMPARED, DemoResults, demo_report, distance_names
-from facelab.reports.report import per_image
-from facelab.samples.sets import SAMPLE_FACES
+from facelab.reports.results import per_image
 from facelab.synthesis.classical import Classical
 from facelab.synthesis.job import SYNTHESIZE
 from facelab.training.config import TrainConfig
@@ -44,10 +42,9 @@ ROW_STEPS = {"debug": 4, "demo": 200, "paper": None}
 """Of each row after that, of drawn faces."""
 OWN_ROW_STEPS = ROW_STEPS | {"demo": 600}
 """The same of one's own faces, which differ more, and there is one row less to train."""
-_HR_SIZE = SizedConfig.model_fields["hr_size"].default  # of every step
 
 
-class DemoConfig(LimitsConfig):
+class DemoConfig(OwnFacesConfig):
     """Run the whole pipeline on sample faces, or on your own with --hr, --lr, --test and --real."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -56,22 +53,12 @@ class DemoConfig(LimitsConfig):
         "paper": {"features.layer": "relu1_1"},
     }
 
-    WRITES = (*LimitsConfig.WRITES, "report.html")
+    WRITES = (*OwnFacesConfig.WRITES, "report.html")
 
     preset: Literal["debug", "demo", "paper"] = "demo"
     """Preset of every stage: debug (a minute), demo (some minutes on 2 cores), paper (GPUs)."""
     output: Uri = "outputs/demo"
     """Folder for report.html, summary.json, mlflow.db and a folder for each stage."""
-    hr: Uri | None = None
-    """Sharp training faces, a folder of images. All four, or none: then sample faces are drawn."""
-    lr: Uri | None = None
-    """Real low-resolution training faces."""
-    test: Uri | None = None
-    """Sharp test faces."""
-    real: Uri | None = None
-    """Real low-resolution test faces."""
-    max_rejected: float = PrepareConfig.model_fields["max_rejected"].default
-    """Fail when more than this share of a folder's files cannot be used."""
     workers: int = 0
     """Ray Train workers of each training; 0 trains in the process itself."""
     max_steps: int | None = None
@@ -82,33 +69,17 @@ class DemoConfig(LimitsConfig):
     features: FeatureConfig = FeatureConfig()
     """Network and layer of the Fréchet distance between sets of LR faces."""
 
-    @model_validator(mode="after")
-    def _all_or_none(self):
-        given = [name for name in ("hr", "lr", "test", "real") if getattr(self, name)]
-        if given and len(given) < 4:
-            missing = ", ".join(f"--{name}" for name in ("hr", "lr", "test", "real") if name not in given)
-            raise ValueError(f"own faces need all of --hr --lr --test --real; missing: {missing}")
-        return self
-
     def database(self) -> Path:
         local = not self.output.startswith("s3://")
         return Path(self.output) / "mlflow.db" if local else super().database()
 
 
-def demo_faces(config: DemoConfig) -> dict[str, str]:
-    """URIs of hr, lr, test_hr, real, and, where it is known, of the pairs with true LR: test, and true of hr."""
-    if config.hr is None:
-        names = ("hr", "lr", "test", "test_hr", "real", "true")
-        return {name: storage.join(config.output, "faces", name) for name in names}
-    return {name: storage.join(config.output, "prepared", name) for name in ("hr", "lr", "test_hr", "real")}
-
-
 def row_pairs(config: DemoConfig) -> dict[str, dict[str, str]]:
     """SR row of the table -> the option of train_sr that names its pairs. B is bicubic, S styleVAE, as in the paper's
     Table 2; Ceiling, the true degradation, is there for drawn faces alone: of others nobody knows it."""
-    faces, made = demo_faces(config), partial(storage.join, config.output, "pairs")
-    rows = {"B": {"hr": faces["hr"]}, "Classical": {"pairs": made("classical")}, "S": {"pairs": made("stylevae")}}
-    return rows | ({"Ceiling": {"pairs": faces["true"]}} if "true" in faces else {})
+    faces, made = face_sets(config), partial(storage.join, config.output, "pairs")
+    rows = {"B": {"hr": faces.hr}, "Classical": {"pairs": made("classical")}, "S": {"pairs": made("stylevae")}}
+    return rows | ({"Ceiling": {"pairs": faces.true}} if faces.true else {})
 
 
 def row_folders(config: DemoConfig) -> dict[str, str]:
@@ -118,46 +89,31 @@ def row_folders(config: DemoConfig) -> dict[str, str]:
 
 def demo_steps(config: DemoConfig, tracking_uri: str) -> list[Step]:
     """Every job of a demo, in order."""
-    faces = demo_faces(config)
+    faces, steps = face_sets(config), face_steps(config, tracking_uri)
     stylevae, pretrained = (storage.join(config.output, folder) for folder in ("stylevae", "pretrained"))
-    steps: list[Step] = []
 
     def add(folder: str, job: Job, **values: Any) -> None:
-        options: dict[str, Any] = {"preset": config.preset, "seed": config.seed, "experiment": config.experiment}
-        options |= {"tracking_uri": tracking_uri, "output": storage.join(config.output, folder)}
         if issubclass(job.config, TrainConfig):
-            options |= {"workers": config.workers, "compute": {"gpu": config.gpu}}
-        options |= {name: True for name in ("resume", "overwrite") if name in job.config.model_fields}
-        if issubclass(job.config, FacesConfig):
-            options["allow_enlarged"] = config.allow_enlarged
-        steps.append(Step(folder, job, build(job.config, **options | values)))
+            values |= {"workers": config.workers, "compute": {"gpu": config.gpu}}
+        steps.append(experiment_step(config, tracking_uri, folder, job, **values))
 
     def limit(steps: int | None) -> dict[str, int]:
         most = config.max_steps or steps
         return {"max_steps": most} if most else {}
 
-    if config.hr is None:
-        add("faces", SAMPLE_FACES)
-    else:
-        for name, own, least in (
-            ("hr", config.hr, _HR_SIZE), ("lr", config.lr, MIN_SIDE),
-            ("test_hr", config.test, _HR_SIZE), ("real", config.real, MIN_SIDE),
-        ):  # fmt: skip
-            least = MIN_SIDE if config.allow_enlarged else least
-            add(f"prepared/{name}", PREPARE, input=own, min_side=least, max_rejected=config.max_rejected)
-    add("stylevae", TRAIN_DEGRADER, model="stylevae", hr=faces["hr"], lr=faces["lr"], **limit(None))
-    add("pairs/classical", SYNTHESIZE, hr=faces["hr"], degrader="classical")
-    for folder, hr in (("pairs/stylevae", faces["hr"]), ("test_pairs", faces["test_hr"])):
-        add(folder, SYNTHESIZE, hr=hr, lr=faces["lr"], degrader=stylevae)
+    add("stylevae", TRAIN_DEGRADER, model="stylevae", hr=faces.hr, lr=faces.lr, **limit(None))
+    add("pairs/classical", SYNTHESIZE, hr=faces.hr, degrader="classical")
+    for folder, hr in (("pairs/stylevae", faces.hr), ("test_pairs", faces.test_hr)):
+        add(folder, SYNTHESIZE, hr=hr, lr=faces.lr, degrader=stylevae)
     name, folders = f"facelab-{NETWORK}", row_folders(config)
-    add("pretrained", TRAIN_SR, model=NETWORK, hr=faces["hr"], register_as=f"{name}-pretrained",
+    add("pretrained", TRAIN_SR, model=NETWORK, hr=faces.hr, register_as=f"{name}-pretrained",
         **limit(PRETRAIN_STEPS[config.preset]))  # fmt: skip
-    watch = {"watch": faces["test"]} if "test" in faces else {}
+    watch = {"watch": faces.test} if faces.test else {}
     row_steps = (OWN_ROW_STEPS if config.hr else ROW_STEPS)[config.preset]
     for row, pairs in row_pairs(config).items():
         options = pairs | watch | limit(row_steps)
         add(folders[row], TRAIN_SR, model=NETWORK, init_from=pretrained, register_as=f"{name}-{row.lower()}", **options)
-    sets = {"test": _test_set(config), "real": faces["real"], "reference": faces["hr"]}
+    sets = {"test": _test_set(config), "real": faces.real, "reference": faces.hr}
     for row, folder in {"bicubic": None, **folders}.items():
         model = storage.join(config.output, folder) if folder else row
         add(_evaluation(row), EVALUATE, model=model, **sets)
@@ -170,14 +126,14 @@ def _evaluation(row: str) -> str:
 
 def _test_set(config: DemoConfig) -> str:
     """Test faces with their true LR, or, where nobody knows that, with the styleVAE's."""
-    return demo_faces(config).get("test", storage.join(config.output, "test_pairs"))
+    return face_sets(config).test or storage.join(config.output, "test_pairs")
 
 
 def classical_lr(config: DemoConfig) -> torch.Tensor:
     """LR of the test faces by the classical degrader, in the order of the learnt ones; (N, 3, h, w) uint8."""
     learnt = load_pairs(storage.join(config.output, "test_pairs"))
     size = learnt.hr.shape[-1]
-    faces = load_faces(demo_faces(config)["test_hr"], size)
+    faces = load_faces(face_sets(config).test_hr, size)
     digests = dict(zip(faces.ids, faces.digests, strict=True))  # which the draws depend on, as in jobs.synthesize
     degrader = Classical(size // learnt.lr.shape[-1], config.seed)
     return degrader.degrade(learnt.hr, [digests[i] for i in learnt.hr_ids], 0)[0]
@@ -189,23 +145,17 @@ def degradation(config: DemoConfig, classical: torch.Tensor) -> dict[str, float]
     True LR is that of the very same faces where it is known, else the real faces; the floor compares two sets of
     true LR of other identities.
     """
-    faces, learnt = demo_faces(config), load_pairs(storage.join(config.output, "test_pairs"))
+    faces, learnt = face_sets(config), load_pairs(storage.join(config.output, "test_pairs"))
     size = learnt.lr.shape[-1]
-    if "test" in faces:
-        truth, other = load_pairs(faces["test"]).lr, load_faces(faces["real"], size).images
+    if faces.test:
+        truth, other = load_pairs(faces.test).lr, load_faces(faces.real, size).images
     else:
-        truth, other = load_faces(faces["real"], size).images, load_faces(faces["lr"], size).images
-    f = config.features
-    features = Features(f)
+        truth, other = load_faces(faces.real, size).images, load_faces(faces.lr, size).images
+    features = Features(config.features)
+    real = RealLR(truth, features, f"fd_{features.name}_{features.main}")
     candidates = {"learnt": learnt.lr, "bicubic": resize(learnt.hr, size), "classical": classical, "floor": other}
-    numbers: dict[str, float] = {}
-    for name, images in candidates.items():
-        values = degradation_distances(images, truth)
-        values[f"fd_{f.network}_{features.main}"] = frechet_distance(
-            lambda x: features(x)[features.main], truth, images
-        )
-        numbers |= {f"{metric}_{name}": value for metric, value in values.items()}
-    return numbers
+    distances = {kind: real.distances(images) for kind, images in candidates.items()}
+    return {f"{name}_{kind}": value for kind, found in distances.items() for name, value in found.items()}
 
 
 def comparisons(config: DemoConfig, table: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -259,9 +209,8 @@ def run_demo(config: DemoConfig, run: "JobRun") -> dict[str, Any]:
     summary |= {"n_test": table["bicubic"]["n"], "n_real": table["bicubic"]["n_real"]}
     summary |= {f"seconds_{folder.replace('/', '_')}": round(each.seconds, 1) for folder, each in done.items()}
     runs, seconds = {k: d.run_id for k, d in done.items()}, {k: d.seconds for k, d in done.items()}
-    results = DemoResults(
-        config, demo_faces(config), _test_set(config), classical, table, summary, runs, seconds, run.uri, folders
-    )
+    faces = {name: uri for name, uri in vars(face_sets(config)).items() if uri}
+    results = DemoResults(config, faces, _test_set(config), classical, table, summary, runs, seconds, run.uri, folders)
     page, place = demo_report(results), storage.join(config.output, "report.html")
     storage.write_text(place, page)
     run.text(page, "report.html")
@@ -270,12 +219,11 @@ def run_demo(config: DemoConfig, run: "JobRun") -> dict[str, Any]:
 
 
 def demo_plan(config: DemoConfig) -> str:
-    source = f"{config.hr}, {config.lr}, {config.test} and {config.real}" if config.hr else "sample faces"
     rows = ", ".join(row_pairs(config))
     steps = (
         f"train a styleVAE, synthesise pairs, train {NETWORK} on bicubic pairs and go on from there as {rows}, evaluate"
     )
-    return f"take {source}; {steps}; write {config.output}/report.html"
+    return f"take {config.source}; {steps}; write {config.output}/report.html"
 
 
 DEMO = Job("demo", DemoConfig, run_demo, demo_plan)

@@ -1,20 +1,20 @@
-"""An experiment as a list of steps: each a job with a folder and an MLflow run of its own; what is finished is kept."""
+"""An experiment as a list of steps: each a job with a folder and an MLflow run of its own, known by the hash of its
+settings and of what it takes in; what is finished is kept."""
 
+import hashlib
 import json
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import yaml
-
 from facelab import storage
-from facelab.config import JobConfig, to_yaml
+from facelab.config import JobConfig, places
+from facelab.data.manifest import read_manifest
 from facelab.job import Job
+from facelab.tracking.nested import Nested
 
 C = TypeVar("C", bound=JobConfig)
-
-_RECORDED = ("tracking_uri", "experiment", "config", "dry_run")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Step(Generic[C]):
     """Below the experiment's output; where the config's output is."""
     job: Job[C]
     config: C
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Of its MLflow run, beside those of every job."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Done:
 
     summary: dict[str, Any]
     seconds: float
+    """Of now: next to none of what was done before."""
 
     @property
     def run_id(self) -> str:
@@ -43,43 +46,88 @@ class Done:
 def run_steps(steps: Iterable[Step], parent: str) -> dict[str, Done]:
     """Run the steps one after another, as runs nested below `parent`; folder -> what became of it.
 
-    What an interrupted experiment of the same settings finished is not run again, and its trainings go on. A step of
-    other settings, or from before an earlier one was run anew, is deleted.
+    What an interrupted experiment finished of just these steps is not run again, and its trainings go on; a step of
+    other settings, or of other data, is deleted.
     """
-    done: dict[str, Done] = {}
-    remaining = list(steps)
-    for step in remaining:  # before anything is deleted
+    steps = list(steps)
+    for step in steps:  # before anything is deleted
         step.config.check_files()
-    while remaining:
-        step = remaining.pop(0)
-        began = time.perf_counter()
-        summary = _kept(step.config)
-        print(f"── {step.job.name}: {step.folder}{' (done before)' if summary else ''}", flush=True)
-        if summary is None:
-            for later in remaining:  # now: should this step be interrupted, nobody would know that they are from before
-                _delete(later.config.output)
-            summary = step.job.run(step.config, parent=parent)
-        done[step.folder] = Done(summary, time.perf_counter() - began)
-    return done
+    return {step.folder: run_step(step, parent) for step in steps}
 
 
-def _kept(config: JobConfig) -> dict[str, Any] | None:
-    """The summary of an earlier run of just this step, if it came to its end; what has other settings is deleted."""
-    was, summary = (storage.join(config.output, name) for name in ("config.yaml", "summary.json"))
-    if not storage.exists(was):
-        return None
-    if _computed(storage.read_bytes(was)) != _computed(to_yaml(config)):
-        storage.delete(config.output)
-        return None
-    return json.loads(storage.read_bytes(summary)) if storage.exists(summary) else None
+def run_step(step: Step, parent: str) -> Done:
+    """Run one step, unless that is done; whatever it takes in has to be there."""
+    began = time.perf_counter()
+    summary = prepared(step)
+    print(f"── {step.job.name}: {step.folder}{' (done before)' if summary else ''}", flush=True)
+    return Done(summary or begin(step, parent), time.perf_counter() - began)
 
 
-def _delete(output: str) -> None:
-    """What an earlier step left, nothing else."""
-    if storage.exists(storage.join(output, "config.yaml")):
+def begin(step: Step, parent: str) -> dict[str, Any]:
+    """Run one step that is `prepared`; returns its summary."""
+    return step.job.run(step.config, Nested(parent, step.folder.rpartition("/")[2], step.tags))
+
+
+def prepared(step: Step) -> dict[str, Any] | None:
+    """What this very step left when it was finished before; None if it has to be run. Then its folder is marked as this
+    step's, and has no more in it than what an interruption left of it."""
+    output = step.config.output
+    own, place = key_of(step), storage.join(output, "step.json")
+    known = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    begun = storage.exists(storage.join(output, "config.yaml"))
+    if known.get("key") == own["key"] and begun:
+        return finished(output)
+    if begun or known:  # what a job left; anything else is somebody's own
         storage.delete(output)
+    storage.write_text(place, json.dumps(own, indent=2))
+    return None
 
 
-def _computed(settings: str | bytes) -> dict[str, Any]:
-    """What a config.yaml says of the work itself, not of where it is recorded."""
-    return {name: value for name, value in yaml.safe_load(settings).items() if name not in _RECORDED}
+def is_done(step: Step) -> bool:
+    """Whether just this step was finished before, as far as what it takes in is there."""
+    place = storage.join(step.config.output, "step.json")
+    known = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    return known.get("key") == key_of(step)["key"] and finished(step.config.output) is not None
+
+
+def finished(output: str) -> dict[str, Any] | None:
+    """The summary of a job that came to its end there."""
+    place = storage.join(output, "summary.json")
+    return json.loads(storage.read_bytes(place)) if storage.exists(place) else None
+
+
+def key_of(step: Step) -> dict[str, str]:
+    """What decides a step's result: of another, no part is of use. Names for people, the hash for all."""
+    inputs = {f"{option} {uri}": fingerprint(uri) for option, uri in places(step.config)}
+    taken = {uri for _, uri in places(step.config)}
+    settings = {name: value for name, value in step.config.settings().items() if not _is_of(value, taken)}
+    parts = [step.job.name, settings, sorted((name.split(" ")[0], digest) for name, digest in inputs.items())]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return {"key": key, "job": step.job.name} | inputs
+
+
+def _is_of(value: Any, uris: set[str]) -> bool:
+    """Whether a setting names inputs, which count by what they hold, wherever they lie."""
+    return value in uris if isinstance(value, str) else isinstance(value, list) and bool(uris & {*map(str, value)})
+
+
+def fingerprint(uri: str) -> str:
+    """What is there, as a hash: of a model its weights, of a set its rows, of another step its key, of anything else
+    its files by name, size and stamp.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    for name in ("model.json", "model/model.json"):
+        if storage.exists(place := storage.join(uri, name)):
+            return json.loads(storage.read_bytes(place))["sha256"]
+    if storage.is_file(uri):
+        return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
+    if manifest := read_manifest(uri):
+        return manifest.hash
+    if storage.exists(place := storage.join(uri, "step.json")) and finished(uri):
+        return json.loads(storage.read_bytes(place))["key"]
+    digest = hashlib.sha256()
+    for found in storage.scan(uri):
+        digest.update(f"{found.name} {found.size} {found.stamp}\n".encode())
+    return digest.hexdigest()
