@@ -9,6 +9,7 @@ from facelab.config import build, parse, to_yaml
 from facelab.data.prepare import PrepareConfig
 from facelab.errors import UsageError
 from facelab.evaluation.config import EvaluateConfig
+from facelab.evaluation.degradation import EvaluateLRConfig
 from facelab.experiments.demo import DemoConfig
 from facelab.experiments.sweep import SweepConfig
 from facelab.samples.sets import SampleFacesConfig
@@ -23,6 +24,7 @@ REQUIRED = {
     TrainDegraderConfig: ["--hr", "hr", "--lr", "lr"],
     SynthesizeConfig: ["--hr", "hr", "--degrader", "bicubic"],
     EvaluateConfig: ["--model", "bicubic", "--test", "t"],
+    EvaluateLRConfig: ["--pairs", "p", "--real", "r"],
     SweepConfig: ["--hr", "hr", "--lr", "lr"],
 }
 SR = ["--output", "out", "--model", "edsr", "--hr", "hr"]

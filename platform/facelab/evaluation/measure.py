@@ -50,10 +50,11 @@ class Face:
     @property
     def digest(self) -> str:
         """Of the pixels, whatever their encoding."""
-        return _digest(*(x for x in (self.hr, self.lr) if x is not None))
+        return digest_of(*(x for x in (self.hr, self.lr) if x is not None))
 
 
-def _digest(*images: torch.Tensor) -> str:
+def digest_of(*images: torch.Tensor) -> str:
+    """Of pixels, whatever their encoding."""
     found = hashlib.sha256()
     for image in images:
         found.update(str(tuple(image.shape)).encode() + image.contiguous().numpy().tobytes())
@@ -191,7 +192,7 @@ class Measure:
             if isinstance(image, BadImage):
                 out["rejected"][face.row] = str(image)
             else:
-                out["digest"][face.row], out["output_digest"][face.row] = face.digest, _digest(image)
+                out["digest"][face.row], out["output_digest"][face.row] = face.digest, digest_of(image)
                 usable.append(face)
                 images.append(image)
         if usable:

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from models.resize import resize
 if TYPE_CHECKING:  # MLflow takes seconds to import
     from facelab.tracking.runs import JobRun
 
-_EXAMPLES = 12
+EXAMPLES = 12
 _MOST_FILES_PER_TASK = 256
 EXAMPLE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("role", "id")] + [(n, pa.binary()) for n in ("lr", "sr", "hr")]
@@ -38,11 +38,16 @@ def evaluate_and_log(config: EvaluateConfig, run: "JobRun") -> dict[str, Any]:
     """Do the job; its tables and pictures also go to its MLflow run, which resolves a models:/ URI."""
     with run.model_folder(config.model) as model:
         summary = evaluate(config.model_copy(update={"model": model}), run)
-    for name in config.ARTIFACTS:
-        if storage.exists(place := storage.join(config.output, name)):
+    send_artifacts(run, config.output, config.ARTIFACTS)
+    return summary
+
+
+def send_artifacts(run: "JobRun", output: str, names: Iterable[str]) -> None:
+    """To the job's MLflow run, those files of its output that there are."""
+    for name in names:
+        if storage.exists(place := storage.join(output, name)):
             with storage.local_copy(place) as file:
                 run.artifact(file)
-    return summary
 
 
 def evaluate(config: EvaluateConfig, run: "JobRun | None" = None) -> dict[str, Any]:
@@ -124,7 +129,7 @@ def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, Im
                 continue  # counted and told by the tally
         made = [pair for faces in groups.values() for pair in zip(faces, measure.outputs(faces), strict=True)]
         usable = [(face, image) for face, image in made if isinstance(image, torch.Tensor)]
-        shown = sorted(usable, key=lambda pair: draw_key(0, pair[0].id))[:_EXAMPLES]
+        shown = sorted(usable, key=lambda pair: draw_key(0, pair[0].id))[:EXAMPLES]
         for face, image in shown:
             pictures = {"lr": face.lr, "sr": image, "hr": face.hr}
             encoded = {key: None if x is None else encode_png(x) for key, x in pictures.items()}
@@ -139,9 +144,9 @@ def _write_examples(config: EvaluateConfig, measure: Measure, sets: dict[str, Im
 def _some_rows(images: ImageSet) -> list[dict[str, Any]]:
     """Rows to choose examples from, the same for every model; drawn by id, as neighbours are often one person."""
     items = list(images.source.items)
-    chosen = sorted(items, key=lambda item: draw_key(0, item.name))[: 2 * _EXAMPLES]
+    chosen = sorted(items, key=lambda item: draw_key(0, item.name))[: 2 * EXAMPLES]
     rows = read_rows(images.unit(chosen if images.kind == "folder" else items[:1]))
-    return sorted(rows, key=lambda row: draw_key(0, row["id"]))[: 2 * _EXAMPLES]  # some may be unusable
+    return sorted(rows, key=lambda row: draw_key(0, row["id"]))[: 2 * EXAMPLES]  # some may be unusable
 
 
 def _enlarged(face: Face, image: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Every metric by its name. This is the file that a new one is entered in; all else it declares itself."""
 
+from facelab.metrics.degradation import DISTANCES
 from facelab.metrics.frechet import FD, FID
 from facelab.metrics.identity import Identity
 from facelab.metrics.image_metric import ImageMetric
@@ -19,7 +20,7 @@ IMAGE_METRICS: dict[str, type[ImageMetric]] = {
 """Of single images, as --metrics names them; in the order of a table's columns."""
 DEFAULT_METRICS = ("psnr", "ssim")
 """Those that are measured unless others are asked for."""
-SET_METRICS = {"fid": FID, "fd": FD, "kid": KERNEL}
+SET_METRICS = {"fid": FID, "fd": FD, "kid": KERNEL, **DISTANCES}
 """Of two sets: what their names in summary.json begin with."""
 _QUALIFIERS = {"rgb": "RGB", "y": "Y"}
 

@@ -6,6 +6,16 @@ Training never sees these numbers, neither as a loss nor to choose a checkpoint:
 import torch
 import torch.nn.functional as F
 
+from facelab.metrics.number import Metric
+
+DISTANCES = {
+    "degradation_distance": Metric("spectral distance {}", -1, ".3f"),
+    "highpass_mean_distance": Metric("high-pass mean {}", -1, ".3f"),
+    "highpass_variance_distance": Metric("high-pass variance {}", -1, ".1f"),
+    "highpass_kurtosis_distance": Metric("high-pass kurtosis {}", -1, ".2f"),
+}
+"""How each is shown; {} is for whose LR is meant, where that does not go without saying."""
+
 
 def luma(images: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) uint8 -> (B, H, W) float64 in 0..255, full range BT.601."""
