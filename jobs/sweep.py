@@ -1,7 +1,9 @@
-"""Ray Tune over the loss weights or the ablation switches, as nested MLflow runs.
+"""Ray Tune over any options of a training, as MLflow runs nested below one. The same command goes on after any crash.
 
-python -m jobs.sweep --space weights --hr faces/hr --lr faces/lr --output outputs/sweep
-python -m jobs.sweep --space attention --seeds 3 --hr faces/hr --output outputs/table4
+python -m jobs.sweep --preset weights --hr faces/hr --lr faces/lr --output outputs/weights
+python -m jobs.sweep --preset ablation-sr --seeds 3 --hr faces/hr --test faces/test --output outputs/table4
+python -m jobs.sweep --train sr --model edsr --space learning_rate=1e-5..1e-3:log edsr.size=mini --search tpe \
+    --hr faces/hr --output outputs/rates
 """
 
 import sys

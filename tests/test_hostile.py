@@ -189,9 +189,10 @@ def test_demo_and_sweep(ray_local, tmp_path, corpus, capsys):
                               "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", capsys=capsys)  # fmt: skip
     assert code == 0, said
     assert (summary["n_test"], summary["n_real"]) == (corpus.count(ROW), corpus.count(ROW, LR_ONLY))
-    options = ["--space", "attention", "--hr", place, "--max-rejected", "0.5"]
+    switches = ["--space", "attentive.use_local=true", "--search", "grid"]
+    options = ["--train", "sr", *switches, "--hr", place, "--max-rejected", "0.5", "--workers", "0"]
     code, said, summary = run(SWEEP, tmp_path / "sweep", *options, capsys=capsys)
-    assert (code, summary["n_trials"], summary["n_failed"]) == (0, 4, 0), said
+    assert (code, summary["n_trials"], summary["n_done"]) == (0, 1, 1), said
     assert snapshot(corpus.folder.parent) == corpus.before
 
 
@@ -264,7 +265,7 @@ def test_no_output_touches_an_input(where, tmp_path, hr_folder, degrader, capsys
         (TRAIN_DEGRADER, ["--hr", str(hr_folder), "--lr", str(place)]),
         (EVALUATE, ["--model", "bicubic", "--real", str(place), "--reference", str(hr_folder)]),
         (EVALUATE, ["--model", str(place), "--test", str(hr_folder)]),
-        (SWEEP, ["--space", "attention", "--hr", str(place)]),
+        (SWEEP, ["--train", "sr", "--hr", str(place)]),
         (DEMO, ["--hr", str(place), "--lr", str(hr_folder), "--test", str(hr_folder), "--real", str(hr_folder)]),
         (REPORT, ["--runs", str(hr_folder), str(place)]),
     ):
@@ -281,7 +282,7 @@ def test_no_output_touches_an_input(where, tmp_path, hr_folder, degrader, capsys
 ])  # fmt: skip
 def test_every_job_knows_what_it_writes(job, name, tmp_path, hr_folder):
     options = {PREPARE: {"input": "x", "overwrite": True}, SYNTHESIZE: {"degrader": "bicubic", "overwrite": True},
-               TRAIN_SR: {"model": "srcnn"}, SWEEP: {"space": "attention"}, REPORT: {"runs": ("x",)},
+               TRAIN_SR: {"model": "srcnn"}, SWEEP: {"train": "sr", "preset": "ablation-sr"}, REPORT: {"runs": ("x",)},
                EVALUATE: {"model": "bicubic", "test": "x"}}.get(job, {})  # fmt: skip
     hr = {"hr": str(hr_folder)} if job in (SYNTHESIZE, TRAIN_SR, SWEEP) else {}
     config = build(job.config, output=str(tmp_path / "out"), **hr, **options)

@@ -111,7 +111,9 @@ def test_heavy_libraries_stay_where_they_belong():
     assert files_importing("ray") == {
         "platform/facelab/cluster.py",
         "platform/facelab/data/work.py",
-        "platform/facelab/experiments/sweep.py",
+        "platform/facelab/experiments/graph.py",
+        "platform/facelab/experiments/trial_steps.py",
+        "platform/facelab/experiments/tuning.py",
         "platform/facelab/submission/client.py",
         "platform/facelab/submission/probe.py",
         "platform/facelab/submission/submit.py",

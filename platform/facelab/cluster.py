@@ -1,6 +1,7 @@
 """Which Ray a job runs on: its own local one, unless it was told of a cluster."""
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -9,10 +10,14 @@ from contextlib import contextmanager
 
 import ray
 import ray.data
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 
 from facelab.errors import UsageError
 
 _WORKING_FOLDER = os.getcwd()
+
+_DRIVER = 0.01
+"""Of the head: a hundred of them at a time."""
 
 _QUIET = {
     "ray.data": logging.WARNING,
@@ -53,6 +58,25 @@ def on_cluster() -> bool:
 def room() -> dict[str, float]:
     """CPUs, GPUs and other resources of the Ray that is connected."""
     return dict(ray.cluster_resources())
+
+
+def driver_resources() -> dict[str, float]:
+    """For a task or a trial that only waits for the workers that it starts: some of the head node, which is not taken
+    away, and none of what those need. Whole CPUs would do so until all are held by who waits."""
+    return {HEAD_NODE_RESOURCE_NAME: _DRIVER}
+
+
+def cluster_environment() -> dict[str, str]:
+    """For processes that Ray starts, which are not told to which cluster they belong, and would think that it cannot
+    grow."""
+    return {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]} if on_cluster() else {}
+
+
+def places_for(bundle: dict[str, float]) -> int:
+    """How many such bundles of resources the nodes hold at once, each on one node; 0: none has room for it."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    asked = {name: amount for name, amount in bundle.items() if amount}
+    return sum(min(math.floor(node.get(name, 0) / amount + 1e-9) for name, amount in asked.items()) for node in nodes)
 
 
 def require_room(what: str, wanted: dict[str, float], lower: str) -> None:

@@ -12,6 +12,18 @@ class StoreError(UsageError):
     """A store that cannot be reached or written: may pass, so a Ray worker that meets it is restarted."""
 
 
+class CheckFailed(UsageError):
+    """What a job was told to make sure of is not so: exit code 1, as of a test that fails."""
+
+
+class Untracked(UsageError):
+    """MLflow cannot be reached, or does not let us in, which may pass."""
+
+
+class Occupied(UsageError):
+    """Another job is writing there, which may end."""
+
+
 class Agreed(UsageError):
     """One that every worker of a training raises alike, so that none is left waiting for the others."""
 

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from facelab import storage
 from facelab.config import JobConfig, parse, to_yaml, without_secret
-from facelab.errors import StoreError, UsageError
+from facelab.errors import CheckFailed, StoreError, UsageError
 
 if TYPE_CHECKING:
+    from facelab.tracking.nested import Nested
     from facelab.tracking.runs import JobRun
 
 C = TypeVar("C", bound=JobConfig)
@@ -63,7 +64,8 @@ class Job(Generic[C]):
             if (usage := _usage_error(error)) is not None:
                 text = str(usage).splitlines()[0].split(_RAYS_ADVICE)[0]
                 print(f"error: {without_secret(text)}", file=sys.stderr)
-                return FAILED if isinstance(usage, StoreError) else UNUSABLE  # a store may be back for the next try
+                # A store may be back for the next try.
+                return FAILED if isinstance(usage, (CheckFailed, StoreError)) else UNUSABLE
             print(without_secret(traceback.format_exc()), file=sys.stderr)
             print(f"error: jobs.{self.name} failed: {without_secret(str(error))}", file=sys.stderr)
             return FAILED
@@ -72,13 +74,13 @@ class Job(Generic[C]):
         print(f"{'written to':32} {config.output}")
         return DONE
 
-    def run(self, config: C, parent: str | None = None) -> dict[str, Any]:
-        """Run as one MLflow run, nested below `parent`; returns what summary.json holds."""
+    def run(self, config: C, nested: "Nested | None" = None) -> dict[str, Any]:
+        """Run as one MLflow run, below another if it is `nested`; returns what summary.json holds."""
         from facelab.tracking.runs import job_run  # MLflow takes seconds to import: wrong options are told before
 
         config.check_files()
         config.check_output()
-        with job_run(self.name, config, parent) as run:
+        with job_run(self.name, config, nested) as run:
             storage.delete(storage.join(config.output, "summary.json"))  # of an earlier run, which this one replaces
             storage.write_text(storage.join(config.output, "config.yaml"), to_yaml(config))
             summary = self.work(config, run) | {"mlflow_run_id": run.id}

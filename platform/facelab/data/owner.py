@@ -10,7 +10,7 @@ import uuid
 from typing import Any, Self
 
 from facelab import storage
-from facelab.errors import StoreError, UsageError
+from facelab.errors import Occupied, StoreError, UsageError
 
 BEAT_S = 5.0
 """Seconds between heartbeats."""
@@ -25,7 +25,7 @@ class Owner:
     the later one wins, and the other stops at its next beat.
 
     Raises:
-        UsageError: at the start, another job is writing there.
+        Occupied: at the start, another job is writing there.
     """
 
     def __init__(self, uri: str):
@@ -40,7 +40,7 @@ class Owner:
         while not storage.create(self.place, self._text()):
             other = self._read()
             if other and self._is_alive(other):
-                raise UsageError(
+                raise Occupied(
                     f"{self.uri}: process {other['pid']} on {other['host']} is writing there: wait for it, or stop it; "
                     "or choose another --output"
                 )

@@ -1,312 +1,327 @@
-"""Ray Tune over loss weights and ablation switches: each trial is a step of its own. Only this file imports Tune."""
+"""A search over the options of a training: a table of trials, judged on held-out training faces, and what it chose
+measured once on test faces."""
 
 import json
 import math
 import os
-import sys
-from typing import Any, ClassVar, Literal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from itertools import chain
+from pathlib import PurePosixPath
+from typing import Any
 
-import numpy as np
-from pydantic import Field, model_validator
-from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from rich.console import Console
+from rich.table import Table
 
 from facelab import storage
-from facelab.cluster import on_cluster, ray_session, require_room, room
-from facelab.config import Uri, build, preset_values
-from facelab.data.faces import LimitsConfig
-from facelab.errors import StoreError, UsageError
-from facelab.experiments.steps import Step
+from facelab.cluster import (
+    cluster_environment,
+    driver_resources,
+    on_cluster,
+    places_for,
+    ray_session,
+    require_room,
+    room,
+)
+from facelab.data.owner import Owner
+from facelab.errors import UsageError
+from facelab.experiments.board import Board
+from facelab.experiments.proposals import propose
+from facelab.experiments.space import Point, grid, parse_space, random_points
+from facelab.experiments.steps import run_step
+from facelab.experiments.sweep_config import SweepConfig
+from facelab.experiments.trial_steps import TrialSteps
+from facelab.experiments.trials import State, Trial, TrialTable
+from facelab.experiments.tuning import Rules, run_trials
+from facelab.experiments.verdict import Effect, Ranked, Values, effects, ranking
 from facelab.job import Job
-from facelab.tracking.runs import JobRun, end_stopped_trials
-from facelab.training.config import TrainConfig
-from facelab.training.degrader import DegraderStage, TrainDegraderConfig
-from facelab.training.job import check_inputs, train, training_plan
-from facelab.training.sr import SRStage, TrainSRConfig
-from facelab.training.update import NonFiniteLoss
-from models.stylevae_loss import LossWeights
+from facelab.metrics.intervals import Interval, over_seeds
+from facelab.metrics.number import Number
+from facelab.metrics.protocol import metric_names
+from facelab.tracking.runs import Ending, JobRun
+from facelab.tracking.views import View
 
-_DRIVER = 0.01
-"""What a trial itself reserves when Ray Train workers do its work, of a CPU, or of the resource `head` where a cluster
-has one: the workers' controller is pinned to the driver's node and dies with it. Tune does not see the placement groups
-of the workers: with whole-CPU drivers, trials would hold all CPUs and wait for ever for them."""
+_ASKED, _DRAWN = 10, 10_000
+"""Proposals, and then random points, among which one is new."""
 
 
-_WEIGHTS = ("lambda_kl", "lambda_style", "lambda_mi", "alpha", "beta")
-"""Of Eq. 2 and 6."""
+def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
+    """Run what is missing of a sweep, then test what it chose and register the best network; returns the summary.
+
+    Raises:
+        UsageError: unusable inputs, also of every trial alone, or trials that can never start.
+        RuntimeError: no trial came to its end.
+    """
+    steps = TrialSteps(config, run.uri, run.id, gpu=False)
+    steps.check_inputs()
+    with Owner(config.output) as owner:
+        storage.write_text(storage.join(config.output, "sweep.json"), json.dumps(config.described(), indent=2))
+        planned = Planned(steps, TrialTable(storage.join(config.output, "table")))
+        planned.fill()
+        try:
+            # The dashboard carries the State API, without which Ray Train never frees the workers of a stopped trial.
+            with ray_session(dashboard=config.workers > 0):
+                if planned.is_left:
+                    _run(config, steps, planned)
+                owner.check()
+                return _concluded(config, steps, planned, run)
+        finally:  # of an interruption, too
+            run.end_below(_endings(steps, planned.table))
 
 
-class SweepConfig(LimitsConfig):
-    """Search the loss weights, or run an ablation grid, with early stopping (ASHA) and repeated seeds."""
+class Planned:
+    """Which trials the table has, and is to have."""
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "debug": {"samples": 2, "max_steps": 4, "grace_steps": 2},
-        "demo": {"samples": 4, "max_steps": 120, "grace_steps": 40},
-        "paper": {},
-    }
+    def __init__(self, steps: TrialSteps, table: TrialTable):
+        self._steps, self._config, self.table = steps, steps.config, table
+        self.space = parse_space(self._config.space, self._config.training, steps.defaults())
 
-    WRITES = (*LimitsConfig.WRITES, "trials.json")
+    def fill(self) -> None:
+        """Put into the table what is known beforehand.
 
-    space: Literal["weights", "stylevae", "attention"] = "weights"
-    """weights: λ1–λ3, α, β of the styleVAE, log-uniform around the preset's; stylevae: AdaIN x MI (Table 3);
-    attention: GA x LA of the attentive network on bicubic LR (Table 4)."""
-    hr: Uri
-    """URI of sharp training faces."""
-    lr: Uri | None = None
-    """URI of real low-resolution training faces; the styleVAE spaces need it."""
-    samples: int = Field(default=20, ge=1)
-    """Points of the space `weights`; the grids have four."""
-    seeds: int = Field(default=1, ge=1)
-    """Every point is trained with so many seeds: seed, seed + 1, …"""
-    factor: float = Field(default=10, gt=1)
-    """Weights are drawn between the preset's divided and multiplied by this."""
-    max_steps: int | None = Field(default=None, ge=1)
-    """Steps of a trial that is not stopped early; default: the training preset's."""
-    early_stopping: bool | None = None
-    """ASHA. None: only for `weights`; an ablation compares networks that were all trained to the end."""
-    grace_steps: int = Field(default=200, ge=1)
-    """ASHA stops no trial before this step."""
-    reduction: int = Field(default=3, ge=2)
-    """ASHA keeps one trial in so many at each rung."""
-    workers: int = Field(default=0, ge=0)
-    """Ray Train workers of each trial; 0 trains in the trial's own process."""
-    cpus_per_trial: float = Field(default=1, gt=0)
-    """CPUs of a trial without Ray Train workers; with them, of each worker."""
-    gpus_per_trial: float | None = Field(default=None, ge=0, le=1)
-    """GPUs of a trial, a fraction shares one; with Ray Train workers, of each worker, 0 or 1. None: one if there are
-    enough now, which a cluster that grows from nothing never has."""
-    concurrent_trials: int | None = Field(default=None, ge=1)
-    """At most so many trials at once. None: with Ray Train workers, as many as there is room for now; without, as many
-    as find room, for which a cluster grows."""
+        Raises:
+            UsageError: a point that no training takes.
+        """
+        for point, seed in self._beforehand():
+            self._steps.training(point, seed)
+            self.table.add(point, seed)
 
-    def check_output(self) -> None:
-        super().check_output()
-        if storage.exists(storage.join(self.output, "trials")):
-            raise UsageError(f"{self.output}: has trials of an earlier sweep: choose another --output")
+    def _beforehand(self) -> Iterator[tuple[Point, int]]:
+        """All points have their first seed before any has its second."""
+        c = self._config
+        if c.search == "grid":
+            points = grid(self.space, c.points)
+        elif c.search == "random":
+            points = list(random_points(self.space, c.seed, c.points))
+        else:  # what was asked for before, and the seeds that it has not had yet
+            points = list({trial.key: trial.point for trial in self.table.trials}.values())
+        yield from ((point, c.seed + s) for s in range(c.seeds) for point in points)
 
-    @model_validator(mode="after")
-    def _lr_given(self):
-        if self.space != "attention" and self.lr is None:
-            raise ValueError(f"space {self.space} trains a styleVAE and needs --lr")
-        return self
+    def more(self) -> Trial | None:
+        """The next trial of a search that learns: a new point comes with all its seeds."""
+        c, known = self._config, {trial.key for trial in self.table.trials}
+        if c.search != "tpe" or len(known) >= self._points:
+            return None
+        # A small space has points that were asked for before: then another, at random where TPE insists.
+        asked = (propose(self.space, c.seed + i, self.table.trials, c.selection[1]) for i in range(_ASKED))
+        rest = random_points(self.space, c.seed, _DRAWN)
+        point = next(point for point in chain(asked, rest) if Trial(0, point, 0).key not in known)
+        first, *_ = [self.table.add(point, c.seed + s) for s in range(c.seeds)]
+        return first
 
-    @model_validator(mode="after")
-    def _whole_gpus(self):
-        if self.workers and self.gpus_per_trial not in (None, 0, 1):
-            raise ValueError(f"gpus_per_trial {self.gpus_per_trial:g}: Ray Train workers do not share GPUs: 0 or 1")
-        return self
+    @property
+    def is_left(self) -> bool:
+        """Whether there is anything to run."""
+        return bool(self.table.of(State.WAITING)) or len(self.table.trials) < self.expected
+
+    @property
+    def expected(self) -> int:
+        """Trials in the end."""
+        c = self._config
+        return max(len(self.table.trials), self._points * c.seeds if c.search == "tpe" else 0)
+
+    @property
+    def _points(self) -> int:
+        """Of a search that learns: as many as are wanted, or as there are."""
+        return round(min(self._config.points, math.prod(each.size for each in self.space)))
 
 
-def training_preset(config: SweepConfig) -> str:
-    """Of the trials: weights and switches of the styleVAE are the paper's, which a camera does without."""
-    return "paper_mini" if config.preset == "demo" and config.space != "attention" else config.preset
+def _run(config: SweepConfig, steps: TrialSteps, planned: Planned) -> None:
+    """Run what waits, in the Ray that is connected."""
+    (metric, mode), table = config.selection, planned.table
+    training = steps.training({}, config.seed)
+    gpus = _gpus(config)
+    rules = Rules(
+        metric=metric,
+        mode=mode,
+        early=config.early,
+        grace_steps=config.grace_steps,
+        reduction=config.reduction,
+        longest=training.max_steps or 10**9,
+        reserved=reserved(config, gpus),
+        concurrency=concurrency(config, gpus, planned.expected),
+        max_failures=0 if config.workers else training.compute.max_failures,  # Ray Train restarts workers by itself
+        until=None if config.hours is None else time.monotonic() + 3600 * config.hours,
+        budget_steps=config.budget_steps,
+    )
+    at_once = rules.concurrency or max(places_for(dict(rules.reserved)), 1)
+    board = Board(table, metric, mode, planned.expected, at_once)
+    environment = cluster_environment()
+    placed = TrialSteps(config, steps.tracking_uri, steps.run_id, gpu=gpus > 0)
 
+    def train(trial: dict[str, Any]) -> dict[str, Any] | None:
+        os.environ.update(environment)
+        return placed.run(Trial(trial["number"], trial["point"], trial["seed"]))
 
-def trial_table(config: SweepConfig) -> list[dict[str, Any]]:
-    """Every trial: its name and the options that it sets. A function of the config alone."""
-    points: list[tuple[str, dict[str, Any]]] = []
-    if config.space == "weights":
-        centre = preset_values(TrainDegraderConfig, training_preset(config), {}).get("weights", {})
-        base = LossWeights(**centre)
-        for i in range(config.samples):
-            rng = np.random.default_rng((config.seed, i))
-            weights = {name: float(getattr(base, name) * config.factor ** rng.uniform(-1, 1)) for name in _WEIGHTS}
-            points.append((f"weights-{i:03d}", {"weights": weights}))
-    else:
-        for first in (False, True):
-            for second in (False, True):
-                signs = f"{'+' if first else '-'}{{}}{'+' if second else '-'}{{}}"
-                if config.space == "stylevae":
-                    options: dict[str, Any] = {"stylevae": {"use_adain": first}}
-                    if not second:
-                        options["weights"] = {"lambda_mi": 0.0}
-                    points.append((signs.format("adain", "mi"), options))
-                else:
-                    switches = {"use_global": first, "use_local": second}
-                    points.append((signs.format("ga", "la"), {"attentive": switches}))
-    return [
-        {"name": f"{name}-seed{config.seed + s}", "point": name, "seed": config.seed + s, "options": options}
-        for name, options in points
-        for s in range(config.seeds)
-    ]
-
-
-def trial_step(config: SweepConfig, trial: dict[str, Any], tracking_uri: str, gpu: bool) -> Step[TrainConfig]:
-    """The training of one trial, whose network is not registered."""
-    kind: type[TrainConfig] = TrainSRConfig if config.space == "attention" else TrainDegraderConfig
-    values = trial["options"] | {"preset": training_preset(config), "hr": config.hr, "seed": trial["seed"]}
-    folder = _folder(trial)
-    values |= {"output": storage.join(config.output, folder)}
-    values |= {"tracking_uri": tracking_uri, "experiment": config.experiment, "workers": config.workers}
-    values |= {"model": "attentive"} if kind is TrainSRConfig else {"model": "stylevae", "lr": config.lr}
-    values |= {"max_steps": config.max_steps} if config.max_steps else {}
-    values |= {"max_rejected": config.max_rejected, "allow_enlarged": config.allow_enlarged}
-    values |= {"resume": True, "checkpoint_minutes": 0.5}  # what Tune restarts goes on
-    values["compute"] = {"cpus_per_worker": config.cpus_per_trial, "gpu": gpu}
-    return Step(folder, Job(trial["name"], kind, _train, training_plan), build(kind, **values))
-
-
-def _folder(trial: dict[str, Any]) -> str:
-    """In the output of the sweep."""
-    return f"trials/{trial['name']}"
-
-
-def _train(config: TrainConfig, run: JobRun) -> dict[str, Any]:
-    return train(config, run, ray_callbacks=[TuneReportCallback()] if config.workers else [], report=tune.report)
+    folder = storage.join(config.output, "tune")
+    with board.shown():
+        run_trials(table, rules, train, steps.output, planned.more, board.changed, folder)
 
 
 def _gpus(config: SweepConfig) -> float:
-    """GPUs of a trial, or of each of its workers."""
+    """GPUs of a worker, or of a trial without."""
     enough = room().get("GPU", 0) >= max(config.workers, 1)
-    return float(enough) if config.gpus_per_trial is None else config.gpus_per_trial
+    return float(enough) if config.gpus_per_worker is None else config.gpus_per_worker
 
 
-def _reserved(config: SweepConfig, gpus: float) -> dict[str, float]:
-    """What Tune reserves for a trial."""
+def reserved(config: SweepConfig, gpus: float) -> dict[str, float]:
+    """What Tune holds for a trial."""
     if config.workers:
-        return {"head" if "head" in room() else "CPU": _DRIVER}
-    return {"CPU": config.cpus_per_trial, "GPU": gpus}
+        return driver_resources()
+    return {"CPU": config.cpus_per_worker, "GPU": gpus}
 
 
-def _concurrent_trials(config: SweepConfig, gpus: float, trials: int) -> int | None:
-    """How many trials may run at once; None leaves it to Tune, which sees what trials without workers reserve.
+def concurrency(config: SweepConfig, gpus: float, trials: int) -> int | None:
+    """How many trials run at once; None leaves it to Tune, which sees what trials without workers reserve.
+
+    Ray places the workers of a trial all together or not at all, and the trial itself holds nothing that they need: no
+    two trials can wait for each other. More than there is room for would wait for a place, as long as it takes.
 
     Raises:
         UsageError: this machine has no room for one.
     """
     workers = max(config.workers, 1)
-    needed = {"CPU": workers * config.cpus_per_trial, "GPU": workers * gpus}
-    if config.workers:
-        needed["CPU"] += _reserved(config, gpus).get("CPU", 0)
-    sizes = f"--workers {config.workers}, --cpus-per-trial {config.cpus_per_trial:g}, --gpus-per-trial {gpus:g}"
-    require_room(f"a trial ({sizes}) needs", needed, "one of them")
-    if not config.workers or (config.concurrent_trials and on_cluster()):
-        return config.concurrent_trials
-    fit = max(min(math.floor(room().get(name, 0) / amount) for name, amount in needed.items() if amount), 1)
+    bundle = {"CPU": config.cpus_per_worker, "GPU": gpus}
+    sizes = f"--workers {config.workers}, --cpus-per-worker {config.cpus_per_worker:g}, --gpus-per-worker {gpus:g}"
+    require_room(f"a trial ({sizes}) needs", {k: workers * v for k, v in bundle.items()}, "one of them")
+    if not config.workers or (config.concurrency and on_cluster()):
+        return config.concurrency
+    fit = max(places_for(bundle) // workers, 1)
     if on_cluster() and fit < trials:
-        print(f"{fit} of {trials} trials at a time, as the cluster is now: see --concurrent-trials", file=sys.stderr)
-    return min(fit, config.concurrent_trials or fit)
+        print(f"{fit} of {trials} trials at a time, as the cluster is now: see --concurrency", flush=True)
+    return min(fit, config.concurrency or fit)
 
 
-def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
-    """Run every trial of the table; returns the summary and writes OUTPUT/trials.json.
-
-    Raises:
-        UsageError: unusable inputs, also of every trial alone, or trials that can never start.
-        RuntimeError: every trial failed.
-    """
-    trials = trial_table(config)
-    first = trial_step(config, trials[0], run.uri, gpu=False).config
-    check_inputs(first)
-    outputs = {trial["name"]: storage.join(config.output, _folder(trial)) for trial in trials}
-    metric, mode = SRStage.selection if config.space == "attention" else DegraderStage.selection
-    try:
-        # The dashboard carries the State API, without which Ray Train never frees the workers of a stopped trial.
-        with ray_session(dashboard=config.workers > 0):
-            results = _fit(config, trials, run, first, metric, mode)
-    except BaseException:  # an interruption, too
-        end_stopped_trials(run.uri, config.experiment, run.id, outputs, interrupted=True)
-        raise
-    rows = [_row(result, metric) for result in results]
-    storage.write_text(storage.join(config.output, "trials.json"), json.dumps(rows, indent=2))
-    crashed = {row["name"] for row in rows if row["error"]}
-    stopped = end_stopped_trials(run.uri, config.experiment, run.id, outputs, crashed)
-    done = [row for row in rows if row[metric] is not None]
-    run.text(json.dumps(rows, indent=2), "trials.json")
-    if not done:
-        unusable = all((result.metrics or {}).get("unusable") for result in results)
-        raise (UsageError if unusable else RuntimeError)(f"every trial failed; the first: {rows[0]['error']}")
-    for row in sorted(done, key=lambda row: row[metric], reverse=mode == "max"):
-        print(f"{row['name']:32} {metric} {row[metric]:.5g}  steps {row['steps']}")
-    best, value, seeds = best_point(done, metric, mode)
-    if seeds < config.seeds:
-        print(f"no point finished all of its {config.seeds} seeds: the best is one of those that finished {seeds}")
-    counts = {"n_trials": len(rows), "n_failed": len(rows) - len(done), "n_stopped_early": stopped}
-    return {"best_point": best, f"best_{metric}": value, "best_point_seeds": seeds, **counts}
-
-
-def _fit(
-    config: SweepConfig, trials: list[dict[str, Any]], run: JobRun, first: TrainConfig, metric: str, mode: str
-) -> tune.ResultGrid:
-    tracking_uri, parent = run.uri, run.id
-    gpus = _gpus(config)
-    cluster = {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]} if on_cluster() else {}
-
-    def train_trial(params: dict[str, Any]) -> dict[str, Any] | None:
-        os.environ.update(cluster)  # Ray's processes are not told, and a training would think that it cannot grow
-        step = trial_step(config, params["trial"], tracking_uri, gpu=gpus > 0)
-        try:
-            step.job.run(step.config, parent=parent)
-        except StoreError:
-            raise  # may pass
-        except (UsageError, NonFiniteLoss) as error:  # handed back, not raised: a restart would meet it again
-            return {metric: math.nan, "error": str(error), "unusable": isinstance(error, UsageError)}
-        return None
-
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # which would take Ctrl-C for the end of the sweep, and return
-    filesystem, path = storage.resolve(config.output)
-    tuner = tune.Tuner(
-        tune.with_resources(train_trial, _reserved(config, gpus)),
-        param_space={"trial": tune.grid_search(trials)},
-        tune_config=tune.TuneConfig(
-            metric=metric,
-            mode=mode,
-            max_concurrent_trials=_concurrent_trials(config, gpus, len(trials)),
-            scheduler=_scheduler(config, first.max_steps or 10**9),
-        ),
-        run_config=tune.RunConfig(
-            name=f"tune-{parent[:8]}",
-            storage_path=path,
-            storage_filesystem=filesystem,
-            # Ray Train restarts workers by itself.
-            failure_config=tune.FailureConfig(max_failures=0 if config.workers else first.compute.max_failures),
-            verbose=1,
-        ),
-    )
-    return tuner.fit()
+def _concluded(config: SweepConfig, steps: TrialSteps, planned: Planned, run: JobRun) -> dict[str, Any]:
+    """The summary: what became of the trials, what is best, and that on test faces."""
+    (metric, mode), table = config.selection, planned.table
+    states = table.counts()
+    counts = {"n_trials": len(table.trials)} | {f"n_{state.value}": states.get(state.value, 0) for state in State}
+    if planned.is_left:
+        left = planned.expected - len(table.trials) + len(table.of(State.WAITING))
+        print(f"{left} trials are left: the same command with more --hours or --budget-steps goes on", flush=True)
+        return counts
+    best_of = {trial.name: trial.best(mode) for trial in table.of(State.DONE)}
+    values: Values = {name: value for name, value in best_of.items() if value is not None}
+    points = ranking(table.trials, values, mode)
+    if not points:
+        lost = table.trials[0]
+        error = UsageError if len(table.of(State.REFUSED)) == len(table.trials) else RuntimeError
+        raise error(f"no trial came to its end; the first is {lost.state}: {lost.reason}")
+    best = points[0]
+    tests = _tested(config, steps, [t for p in (points if config.tested == "all" else [best]) for t in p.trials])
+    judged = {f"test_{name}": each for name, each in _by_metric(tests).items()} if config.tested == "all" else {}
+    found = {name: effects(table.trials, each) for name, each in (judged or {metric: values}).items()}
+    if config.search != "grid":  # whose points have no partners
+        found = {}
+    rows = [asdict(trial) | {"name": trial.name, "test": tests.get(trial.name, {})} for trial in table.trials]
+    text = json.dumps(rows, indent=2)
+    storage.write_text(storage.join(config.output, "trials.json"), text)
+    run.text(text, "trials.json")
+    _show(points, tests, found, metric)
+    if len(best.trials) < config.seeds:
+        print(f"no point finished all of its {config.seeds} seeds: the best has {len(best.trials)}")
+    chosen = sorted(best.trials, key=lambda trial: values[trial.name], reverse=mode == "max")[0]
+    name = config.register_as or f"facelab-{config.network}"
+    model = run.register_model(storage.join(steps.output(chosen), "model"), name, _run_id(steps, chosen), config.alias)
+    _link(config, [each.option for each in planned.space], run)
+    summary: dict[str, Any] = {"best_variant": best.variant, "best_trial": chosen.name, "best_seeds": len(best.trials)}
+    summary |= _flat(f"best_{metric}", best.value)
+    for name, each in _by_metric({trial.name: tests[trial.name] for trial in best.trials if tests}).items():
+        summary |= _flat(f"best_test_{name}", over_seeds(list(each.values())))
+    for name, switches in found.items():
+        for each in switches:
+            summary |= _flat(f"effect_{each.option}_{name}", each.difference)
+    return counts | summary | ({"registered_model": model} if model else {})
 
 
-def _scheduler(config: SweepConfig, longest: int) -> tune.schedulers.TrialScheduler:
-    if not (config.space == "weights" if config.early_stopping is None else config.early_stopping):
-        return tune.schedulers.FIFOScheduler()
-    return tune.schedulers.ASHAScheduler(
-        time_attr="step",
-        max_t=longest + 1,  # at max_t it would kill a trial that is about to end by itself
-        grace_period=min(config.grace_steps, longest),
-        reduction_factor=config.reduction,
-    )
+def _link(config: SweepConfig, options: list[str], run: JobRun) -> None:
+    """Say where the trials stand side by side."""
+    metric, mode = config.selection
+    trials = f"tags.sweep = '{run.id}' and tags.job = '{config.job}'"
+    name = f"sweep {PurePosixPath(config.output).name} {run.id[:8]}"
+    run.shown_as(View(name, trials, [f"best/{metric}"], [*options, "seed"], ascending=mode == "min"))
+    print(f'python -m jobs.compare --filter "{trials}"', flush=True)
 
 
-def _row(result: Any, metric: str) -> dict[str, Any]:
-    trial, metrics = result.config["trial"], result.metrics or {}
-    error = str(result.error).splitlines()[-1] if result.error else metrics.get("error")
-    return {**trial, metric: None if error else metrics.get(metric), "steps": metrics.get("step"), "error": error}
+def _tested(config: SweepConfig, steps: TrialSteps, trials: list[Trial]) -> dict[str, dict[str, float]]:
+    """Name of a trial -> numbers on test faces, of which no trial has seen any, and by which none was chosen."""
+    found = {}
+    for trial in trials if config.test else ():
+        summary = [run_step(step, steps.run_id).summary for step in steps.tests(trial)][-1]
+        numbers = {name: Number.of(name, summary).value for name in metric_names(summary)}
+        found[trial.name] = {name: value for name, value in numbers.items() if abs(value) < float("inf")}
+    return found
 
 
-def best_point(rows: list[dict[str, Any]], metric: str, mode: str) -> tuple[str, float, int]:
-    """The point with the best mean of the metric over its seeds: name, mean, and how many seeds it has.
+def _by_metric(tests: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Metric -> trial -> value, where tests have trial -> metric -> value."""
+    names = dict.fromkeys(name for numbers in tests.values() for name in numbers)
+    return {name: {trial: each[name] for trial, each in tests.items() if name in each} for name in names}
 
-    One lucky seed proves nothing: only the points with the most finished seeds compete. And a trial that was stopped
-    early had fewer steps: its metric is no match for the others'.
-    """
-    most = max(row["steps"] for row in rows)
-    values: dict[str, list[float]] = {}
-    for row in rows:
-        if row["steps"] == most:
-            values.setdefault(row["point"], []).append(row[metric])
-    seeds = max(map(len, values.values()))
-    means = {point: float(np.mean(each)) for point, each in values.items() if len(each) == seeds}
-    best = (min if mode == "min" else max)(means, key=lambda point: means[point])
-    return best, means[best], seeds
+
+def _flat(name: str, value: Interval) -> dict[str, float]:
+    """Its keys in a summary."""
+    return Number(value.mean, low=value.low, high=value.high).flat(name)
+
+
+def _run_id(steps: TrialSteps, trial: Trial) -> str:
+    """Of its training's MLflow run."""
+    return json.loads(storage.read_bytes(storage.join(steps.output(trial), "summary.json")))["mlflow_run_id"]
+
+
+def _endings(steps: TrialSteps, table: TrialTable) -> dict[str, Ending]:
+    """For MLflow, of trials that could not say it themselves."""
+    failed = (State.FAILED, State.REFUSED, State.DIVERGED)
+    return {
+        trial.name: Ending(
+            steps.output(trial),
+            "FINISHED" if trial.state is State.DONE else "FAILED" if trial.state in failed else "KILLED",
+            {"state": trial.state.value, "reason": trial.reason},
+        )
+        for trial in table.trials
+    }
+
+
+_COLUMNS = ("psnr", "ssim", "fd", "degradation_distance")
+"""Families of test metrics that fit beside each other."""
+
+
+def _show(
+    points: list[Ranked], tests: dict[str, dict[str, float]], found: dict[str, list[Effect]], metric: str
+) -> None:
+    """The points, the best first, and what the switches do."""
+    by_metric = {name: each for name, each in _by_metric(tests).items() if _is_column(name)}
+    table = Table("point", "seeds", metric, *(f"test {name}" for name in by_metric), box=None, header_style="bold")
+    for point in points:
+        own = [[each[t.name] for t in point.trials if t.name in each] for each in by_metric.values()]
+        cells = [shown(over_seeds(values)) if values else "" for values in own]
+        table.add_row(point.variant, str(len(point.trials)), shown(point.value), *cells)
+    console = Console(width=None if Console().is_terminal else 160)
+    console.print(table)
+    for name, switches in found.items():
+        for each in switches if _is_column(name.removeprefix("test_")) else ():
+            console.print(f"{each.option} {each.before} → {each.after}: {name} {shown(each.difference, sign='+')}")
+
+
+def _is_column(name: str) -> bool:
+    return name.startswith(_COLUMNS) and not name.endswith("_bicubic")
+
+
+def shown(value: Interval, sign: str = "") -> str:
+    """0.123 [0.11, 0.14]; the number alone where one seed is all there is."""
+    text = f"{value.mean:{sign}.4g}"
+    return text if value.low is None else f"{text} [{value.low:{sign}.4g}, {value.high:{sign}.4g}]"
 
 
 def sweep_plan(config: SweepConfig) -> str:
-    trials = trial_table(config)
-    lines = [f"{trial['name']}: {trial['options']}" for trial in trials[:40]]
-    return (
-        f"{len(trials)} trials of preset {training_preset(config)} below {config.output}/trials:\n#   "
-        + "\n#   ".join(lines)
-    )
+    steps = TrialSteps(config, "", "", gpu=False)
+    planned = Planned(steps, TrialTable(storage.join(config.output, "table")))
+    points = [f"{trial.name}: {trial.state}" for trial in planned.table.trials]
+    told = "; it has\n#   " + "\n#   ".join(points[:40]) if points else ""
+    space = ", ".join(config.space)
+    return f"{config.search} search of {space} with {config.seeds} seeds, preset {config.trial_preset}{told}"
 
 
 SWEEP = Job("sweep", SweepConfig, sweep, sweep_plan)

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import mlflow
 from mlflow.entities import Metric
+from PIL import Image
 
 from facelab import storage
 from facelab.config import without_secret
@@ -24,6 +25,17 @@ _PAUSES = (2.0, 5.0, 10.0, 20.0, 30.0)
 """Seconds before a tracker that is away is tried again; then the last of them each time."""
 _PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "DEADLINE_EXCEEDED")
 _CARRIERS = ("requests", "urllib3", "sqlalchemy", "boto3", "botocore")
+
+
+SAMPLES = "samples"
+"""Folder, and name of the images, of what a training shows after each epoch."""
+NEWEST = "samples.png"
+"""The last of them."""
+
+
+def epoch_of(name: str) -> int:
+    """Of epoch-0012.png: 12."""
+    return int(Path(name).stem.rpartition("-")[2])
 
 
 class TrackerAway(Exception):
@@ -152,16 +164,26 @@ class Delivery:
                 client.log_batch(self.run_id, metrics=found[start : start + _BATCH])
             done["segments"][segment.name] = segment.last
             self._keep(done)
-        for name, uri in storage.list_files(storage.join(self.output, "samples"), (".png",)):
+        pictures = storage.list_files(storage.join(self.output, SAMPLES), (".png",))
+        for name, uri in pictures:
             if is_enough():
                 break
             if name not in done["pictures"]:
-                with tempfile.TemporaryDirectory() as folder:
-                    file = Path(folder) / Path(name).name
-                    file.write_bytes(storage.read_bytes(uri))
-                    client.log_artifact(self.run_id, str(file), "samples")
+                self._picture(client, name, storage.read_bytes(uri), newest=name == pictures[-1][0])
                 done["pictures"].append(name)
                 self._keep(done)
+
+    def _picture(self, client: mlflow.MlflowClient, name: str, data: bytes, newest: bool) -> None:
+        """As a file; as an image, as which MLflow's charts have it; the newest also where MLflow's page that compares
+        runs looks for what it puts side by side."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(name).name
+            file.write_bytes(data)
+            client.log_artifact(self.run_id, str(file), SAMPLES)
+            with Image.open(file) as picture:
+                client.log_image(self.run_id, picture, key=SAMPLES, step=epoch_of(name))
+            if newest:
+                client.log_artifact(self.run_id, str(file.rename(file.with_name(NEWEST))))
 
     def _sent(self) -> dict[str, Any]:
         """What was sent to this run before, perhaps by a driver that died."""

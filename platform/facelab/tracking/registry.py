@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import mlflow
 import numpy as np
+from mlflow import MlflowClient
 from mlflow.models import ModelSignature
 from mlflow.types import ParamSchema, ParamSpec, Schema, TensorSpec
 
@@ -35,9 +36,9 @@ class Registered(NamedTuple):
     """Of what MLflow calls a logged model, which metrics can be of."""
 
 
-def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> Registered:
+def register_model(tracking_uri: str, run_id: str, folder: str, name: str, alias: str | None = None) -> Registered:
     """Log and register a model folder as a pyfunc on uint8 images; if the run has registered these weights before, what
-    it did then.
+    it did then. An alias is then the version's, and no other's.
 
     The weights stay safetensors and the code travels along as source: nothing is pickled.
     """
@@ -47,12 +48,13 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> Re
         for version in client.search_model_versions(f"run_id = '{run_id}'"):
             if version.name == name and version.tags.get("sha256") == meta["sha256"]:
                 # MLflow tells a version's model by its source alone.
-                return Registered(f"models:/{name}/{version.version}", str(version.source).removeprefix(REGISTRY))
+                return _called(client, name, version.version, str(version.source).removeprefix(REGISTRY), alias)
         side = meta["hr_size"] if meta["kind"] == "degrader" else meta["hr_size"] // meta["scale"]
         example = np.random.default_rng(0).integers(0, 256, (2, 3, side, side), np.uint8)
         tensor = Schema([TensorSpec(np.dtype("uint8"), (-1, 3, -1, -1))])
         params = ParamSchema([ParamSpec("seed", "long", 0)]) if meta["kind"] == "degrader" else None
         signature = ModelSignature(tensor, tensor, params)  # pyrefly: ignore  (None is its default)
+        was = client.get_run(run_id).info
         with mlflow.start_run(run_id=run_id):
             info = mlflow.pyfunc.log_model(
                 name="model",
@@ -65,8 +67,17 @@ def register_model(tracking_uri: str, run_id: str, folder: str, name: str) -> Re
                 registered_model_name=name,
                 metadata={"facelab": meta["kind"], "network": meta["name"], "sha256": meta["sha256"]},
             )
-    client.set_model_version_tag(name, str(info.registered_model_version), "sha256", meta["sha256"])
-    return Registered(f"models:/{name}/{info.registered_model_version}", info.model_id)
+    if was.end_time:  # of a run that had ended, at which it did not last until now
+        client.set_terminated(run_id, was.status, was.end_time)
+    version = str(info.registered_model_version)
+    client.set_model_version_tag(name, version, "sha256", meta["sha256"])
+    return _called(client, name, version, info.model_id, alias)
+
+
+def _called(client: MlflowClient, name: str, version: str, model_id: str, alias: str | None) -> Registered:
+    if alias:
+        client.set_registered_model_alias(name, alias, version)
+    return Registered(f"models:/{name}/{version}", model_id)
 
 
 def _copy_code(folder: Path) -> list[str]:

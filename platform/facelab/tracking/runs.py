@@ -5,8 +5,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,16 +16,21 @@ from urllib.parse import quote
 import mlflow
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.utils import mlflow_tags as words
 
 from facelab import storage
 from facelab.config import REGISTRY, RUN, JobConfig, to_yaml, without_secret
-from facelab.errors import UsageError
+from facelab.errors import Untracked, UsageError
 from facelab.tracking.client import client_of, prepare_database, tracking_uri
-from facelab.tracking.delivery import Delivery, TrackerAway, is_away, patiently, reason_of
+from facelab.tracking.delivery import NEWEST, Delivery, TrackerAway, is_away, patiently, reason_of
 from facelab.tracking.description import KIND, note, params_of, tags_of
+from facelab.tracking.nested import Nested
 from facelab.tracking.registry import fetched_model, register_model
+from facelab.tracking.views import View, save_view
+
+_RUN = "run.json"
+"""Names the run of a job that can be gone on with, in its output."""
 
 
 class JobRun:
@@ -54,6 +60,7 @@ class JobRun:
         given = DatasetInput(data, [InputTag(words.MLFLOW_DATASET_CONTEXT, role)])
         try:
             self._client.log_inputs(self.id, [given])
+            self._client.set_tag(self.id, f"data_hash.{role}", data.digest)  # by which runs can be searched
         except Exception as error:
             if not is_away(error) and not isinstance(error, mlflow.MlflowException):
                 raise
@@ -76,7 +83,7 @@ class JobRun:
 
     def _describe(self) -> None:
         found = [file.path for file in self._client.list_artifacts(self.id)]
-        grids = [path for path in found if path.endswith(".png")]
+        grids = [path for path in found if path.endswith(".png") and path != NEWEST]
         samples = [file.path for file in self._client.list_artifacts(self.id, "samples")] if "samples" in found else []
         # Relative to the page, so by whatever address somebody opens MLflow.
         urls = {path: f"get-artifact?path={quote(path)}&run_uuid={self.id}" for path in [*grids, *sorted(samples)[-1:]]}
@@ -101,15 +108,33 @@ class JobRun:
         finally:
             self._try("numbers and pictures of the training", delivery.send)
 
-    def register_model(self, folder: str, name: str) -> str | None:
-        """Log and register a model folder; returns its models:/ URI, None if MLflow was away for too long."""
+    def register_model(self, folder: str, name: str, of_run: str | None = None, alias: str | None = None) -> str | None:
+        """Log and register a model folder; returns its models:/ URI, None if MLflow was away for too long.
+
+        Args:
+            of_run: id of the run that made it, where it is another.
+            alias: what the version is to be called, as champion, instead of the one that was.
+        """
         registered = self._try(
-            f"the model, in the registry as {name}", lambda: register_model(self.uri, self.id, folder, name)
+            f"the model, in the registry as {name}",
+            lambda: register_model(self.uri, of_run or self.id, folder, name, alias),
         )
         if registered is None:
             return None
         self._model_id = registered.model_id
         return registered.uri
+
+    def shown_as(self, view: View) -> None:
+        """Save how runs below this one are looked at, and say where."""
+
+        def saved() -> str:
+            return save_view(self.uri, self._client.get_run(self.id).info.experiment_id, view)
+
+        if link := self._try("a view of its runs", saved):
+            server = without_secret(self.uri) if self.uri.startswith("http") else "http://127.0.0.1:5000"
+            place = without_secret(self.uri)
+            begun = "" if self.uri.startswith("http") else f"mlflow ui --backend-store-uri {place}, then "
+            print(f"side by side: {begun}{server}{link}", flush=True)
 
     @contextmanager
     def model_folder(self, uri: str) -> Iterator[str]:
@@ -119,6 +144,12 @@ class JobRun:
             return
         with fetched_model(self.uri, uri) as folder:
             yield folder
+
+    def end_below(self, endings: "Mapping[str, Ending]") -> None:
+        """End what below this run cannot do it itself: see end_trials."""
+        if sys.exc_info()[0] is not None:
+            self.patience_s = min(self.patience_s, _PATIENCE_OF_A_FAILURE_S)
+        self._try("how runs below it ended", lambda: end_trials(self.uri, self._config.experiment, self.id, endings))
 
     def end(self, status: str) -> None:
         """The run has this status; what MLflow was never told is said."""
@@ -156,7 +187,7 @@ _PATIENCE_OF_A_FAILURE_S = 20.0
 
 
 @contextmanager
-def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[JobRun]:
+def job_run(job: str, config: JobConfig, nested: Nested | None = None) -> Iterator[JobRun]:
     """The run of one job: FINISHED at the end of the block, FAILED when it raises, KILLED when it is interrupted. A job
     that resumes goes on with the run that it began.
 
@@ -164,14 +195,12 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
         UsageError: MLflow cannot be reached for a new run.
     """
     uri = tracking_uri(config)
-    place = storage.join(config.output, "run.json")
+    place = storage.join(config.output, _RUN)
     run_id = _resumed(uri, place, params_of(config)) if config.resumes else None
     if run_id is None:
-        run_id = _begun(uri, job, config, parent)
+        run_id = _begun(uri, job, config, nested)
         if config.KEEPS_RUN:
             storage.write_text(place, json.dumps({"run_id": run_id, "tracking_uri": without_secret(uri)}, indent=2))
-    if uri.startswith("http") and parent is None:
-        print(f"MLflow run {without_secret(uri)}/#/runs/{run_id}")
     run, status = JobRun(uri, run_id, job, config), "FAILED"
     try:
         yield run
@@ -183,16 +212,16 @@ def job_run(job: str, config: JobConfig, parent: str | None = None) -> Iterator[
         run.end(status)
 
 
-def _begun(uri: str, job: str, config: JobConfig, parent: str | None) -> str:
+def _begun(uri: str, job: str, config: JobConfig, nested: Nested | None) -> str:
     """Id of a new run."""
     tags = tags_of(job, config) | {words.MLFLOW_RUN_NOTE: note(job, config, {})}
-    tags |= {words.MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+    if nested:
+        tags |= {words.MLFLOW_PARENT_RUN_ID: nested.parent, **nested.tags}
+    name = nested.name if nested else f"{job} {Path(config.output).name}"
     try:
         prepare_database(uri)
         client = client_of(uri)
-        run = client.create_run(
-            _experiment(client, uri, config.experiment), run_name=f"{job} {Path(config.output).name}", tags=tags
-        )
+        run = client.create_run(_experiment(client, uri, config.experiment), run_name=name, tags=tags)
         run_id = run.info.run_id
         client.log_batch(run_id, params=[Param(name, value) for name, value in params_of(config).items()])
         client.log_text(run_id, to_yaml(config), "config.yaml")
@@ -201,11 +230,19 @@ def _begun(uri: str, job: str, config: JobConfig, parent: str | None) -> str:
         if not is_away(error) and not isinstance(error, mlflow.MlflowException):
             raise
         raise _refused(uri, error) from error
+    _tell(uri, run)
     return run_id
 
 
-def _refused(uri: str, error: Exception) -> UsageError:
-    return UsageError(
+def _tell(uri: str, run: Run) -> None:
+    """Where its page is; by a shorter address MLflow forgets which kind of page was asked for."""
+    if uri.startswith("http") and words.MLFLOW_PARENT_RUN_ID not in run.data.tags:
+        place = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+        print(f"MLflow run {without_secret(uri)}{place}")
+
+
+def _refused(uri: str, error: Exception) -> Untracked:
+    return Untracked(
         f"--tracking-uri {without_secret(uri)}: MLflow cannot be reached, or does not let us in "
         f"({reason_of(error)}): start it, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
     )
@@ -229,6 +266,7 @@ def _resumed(uri: str, place: str, params: dict[str, str]) -> str | None:
         client.update_run(run_id, status="RUNNING")
         changed = {name: value for name, value in params.items() if was.data.params.get(name) != value}
         client.log_batch(run_id, tags=[RunTag(f"resumed.{name}", value) for name, value in changed.items()])
+        _tell(uri, was)
     except Exception as error:
         if isinstance(error, mlflow.MlflowException) and error.error_code == "RESOURCE_DOES_NOT_EXIST":
             print(f"run {run_id} is not in MLflow any more: a new one", file=sys.stderr)
@@ -294,40 +332,45 @@ def run_artifacts(uri: str, run: str, folder: str) -> str:
         raise UsageError(f"{run}: no such run, or no artifacts, at {without_secret(uri)}") from error
 
 
-def end_stopped_trials(
-    uri: str,
-    experiment: str,
-    parent: str,
-    outputs: Mapping[str, str],
-    crashed: Collection[str] = (),
-    interrupted: bool = False,
-) -> int:
-    """End the runs of trials that could not do it themselves, and send what they spooled.
+@dataclass(frozen=True)
+class Ending:
+    """What became of a trial whose run could not say it itself."""
+
+    output: str
+    """Where its training wrote: a server is not asked which folder's files it is sent."""
+    status: str
+    """MLflow's."""
+    tags: Mapping[str, str]
+
+
+def end_trials(uri: str, experiment: str, parent: str, endings: Mapping[str, Ending]) -> None:
+    """Send what the trials of a sweep spooled, and end all runs below the sweep's that nobody goes on with.
 
     Args:
-        outputs: name -> --output of the trials: a server is not asked which folder's files it is sent.
-        crashed: names of trials that are FAILED. The others were stopped before their end: KILLED.
-        interrupted: the whole sweep was, and no scheduler; otherwise those are tagged stopped_early.
-
-    Returns:
-        How many a scheduler stopped.
+        endings: by the tag `trial` of the runs.
     """
     client = client_of(uri)
     found = client.get_experiment_by_name(experiment)
     assert found is not None
-    query = f"tags.`mlflow.parentRunId` = '{parent}'"
-    stopped = 0
+    query = f"tags.`{words.MLFLOW_PARENT_RUN_ID}` = '{parent}'"
     for run in client.search_runs([found.experiment_id], query, max_results=10_000):
-        name = run.data.tags.get("job", "")
-        if run.info.status not in ("RUNNING", "KILLED") or name not in outputs:
-            continue
-        Delivery(uri, run.info.run_id, outputs[name], lambda: sys.maxsize).send()
-        failed = name in crashed
-        client.set_terminated(run.info.run_id, "FAILED" if failed else "KILLED")
-        if not failed and not interrupted:
-            client.set_tag(run.info.run_id, "stopped_early", "true")
-            stopped += 1
-    return stopped
+        ending, run_id, status = endings.get(run.data.tags.get("trial", "")), run.info.run_id, run.info.status
+        if ending is not None and _run_of(ending.output) == run_id:
+            told = [RunTag(k, v) for k, v in ending.tags.items() if run.data.tags.get(k, "") != v]
+            if status == "RUNNING" or (told and status == "KILLED"):
+                Delivery(uri, run_id, ending.output, lambda: sys.maxsize).send()
+            if told:
+                client.log_batch(run_id, tags=told)
+            if status != ending.status:
+                client.set_terminated(run_id, ending.status)
+        elif status == "RUNNING":  # of a driver that died before it wrote down which run it had begun
+            client.set_terminated(run_id, "KILLED")
+
+
+def _run_of(output: str) -> str | None:
+    """Id of the run that an output names."""
+    place = storage.join(output, _RUN)
+    return json.loads(storage.read_bytes(place))["run_id"] if storage.exists(place) else None
 
 
 def metric_history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:

@@ -122,7 +122,7 @@ class TrainConfig(FacesConfig):
     KEEPS_RUN = True
     OPERATIONAL = FacesConfig.OPERATIONAL | {
         "resume", "register_as", "min_workers", "checkpoint_minutes", "checkpoint_every", "keep_checkpoints",
-        "cache_folder", "cache_on_gpu", "compute.max_failures",
+        "cache_folder", "cache_on_gpu", "compute.max_failures", "compute.cpus_per_worker", "compute.gpu",
     }  # fmt: skip
     WRITES = (*FacesConfig.WRITES, "run.json", "training.json", "model/model.json", "model/model.safetensors")
     NETWORKS: ClassVar[Mapping[str, type[Network]]]

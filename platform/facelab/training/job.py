@@ -52,16 +52,21 @@ def train(config: TrainConfig, run: "JobRun", **options: Any) -> dict[str, Any]:
 
 
 def train_sr(config: TrainSRConfig, run: "JobRun") -> dict[str, Any]:
-    """The same; a registered model to start from is put beside the output first, where every worker can read it, and
-    where it is found again by what resumes, also without MLflow."""
-    if config.init_from and config.init_from.startswith(REGISTRY):
-        place = storage.join(config.output, "init_from")
-        if not (config.resume and all(storage.exists(storage.join(place, name)) for name in FILES)):
-            with run.model_folder(config.init_from) as local:
-                for name in FILES:
-                    storage.upload(Path(local) / name, storage.join(place, name))
-        config = config.model_copy(update={"init_from": place})
-    return train_and_register(config, run)
+    """The same of a super-resolution network."""
+    return train_and_register(at_hand(config, run), run)
+
+
+def at_hand(config: TrainSRConfig, run: "JobRun") -> TrainSRConfig:
+    """A registered model to start from is put beside the output, where every worker can read it, and where it is found
+    again by what resumes, also without MLflow."""
+    if not config.init_from or not config.init_from.startswith(REGISTRY):
+        return config
+    place = storage.join(config.output, "init_from")
+    if not (config.resume and all(storage.exists(storage.join(place, name)) for name in FILES)):
+        with run.model_folder(config.init_from) as local:
+            for name in FILES:
+                storage.upload(Path(local) / name, storage.join(place, name))
+    return config.model_copy(update={"init_from": place})
 
 
 def check_inputs(config: TrainConfig) -> dict[str, Manifest | None]:

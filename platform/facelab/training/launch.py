@@ -31,7 +31,7 @@ def run_training(
 
         run_on_ray(config, make_logger, list(ray_callbacks))
     else:
-        context = LocalContext(gpu=config.compute.gpu, report=report)
+        context = LocalContext(show_progress=report is None, gpu=config.compute.gpu, report=report)
         with context.told_to_end():
             train_worker(config, context, make_logger)
     return json.loads(storage.read_bytes(storage.join(config.output, "training.json")))

@@ -107,7 +107,7 @@ def train(stage: Stage, config: TrainConfig, context: Context, logger: Logger) -
         """Once all is written of it, as this may be the end."""
         if saver is not None:
             saver.wait()
-        context.report(values and values | {"step": state.step})
+        context.report(values and values | {"step": state.step, "last_step": last})
 
     with (
         nullcontext() if context.rank else Saver(config.checkpoints, config.keep_checkpoints, note) as saver,

@@ -101,7 +101,7 @@ class RayContext:
         ray.train.report(values)
 
     def progress(self, total: int, initial: int) -> Progress:
-        if self.rank:
+        if self.rank or self.is_searched:  # who searches shows all its trainings
             return tqdm(disable=True)
         bar = tqdm_ray.tqdm(total=total, unit="step")
         bar.update(initial)

@@ -225,7 +225,7 @@ class SRStage:
         torch.manual_seed(config.seed)
         network = build_sr(config.model, config.scale, **config.network_options)
         if config.init_from:
-            start_from(network, config)
+            self.facts["init_from_sha256"] = start_from(network, config)
         self.networks = nn.ModuleDict({"main": network})
         groups = network.parameter_groups(config.rate)
         self.optimisers: dict[str, torch.optim.Optimizer] = {
@@ -334,8 +334,9 @@ class SRStage:
         return grid([lr, resize(lr, self.config.hr_size), sr, hr], cell=96)
 
 
-def start_from(network: nn.Module, config: TrainSRConfig) -> None:
+def start_from(network: nn.Module, config: TrainSRConfig) -> str:
     """Take over every weight from a trained model of the same method and options; at another scale, those that fit.
+    Returns its digest.
 
     Raises:
         UsageError: another method, or other options.
@@ -354,6 +355,7 @@ def start_from(network: nn.Module, config: TrainSRConfig) -> None:
     network.load_state_dict(fitting, strict=False)
     if fresh := sorted(own.keys() - fitting.keys()):  # the upsampler of another scale
         print(f"{config.init_from}: {len(fitting)} of {len(own)} tensors fit; fresh are {', '.join(fresh)}", flush=True)
+    return given.digest
 
 
 def _require_sizes(config: TrainSRConfig, uri: str | None, hr: torch.Tensor, lr: torch.Tensor) -> None:
