@@ -7,9 +7,14 @@ PYTHON ?= python3
 OUT ?= outputs/demo
 SEED ?= 0
 
-.PHONY: demo test test-slow bench lint mlflow uv env
+.PHONY: demo reproduce test test-slow bench lint mlflow uv env
 demo: env
 	.venv/bin/python -m jobs.demo --output $(OUT) --seed $(SEED) \
+	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
+
+# The paper's tables, on drawn faces or one's own: WHAT=table3 PRESET=mini; docs/experiments.md.
+reproduce: env
+	.venv/bin/python -m jobs.reproduce $(or $(WHAT),all) --preset $(or $(PRESET),mini) --seed $(SEED) \
 	  $(if $(HR),--hr $(HR)) $(if $(LR),--lr $(LR)) $(if $(TEST),--test $(TEST)) $(if $(REAL),--real $(REAL))
 
 # Tests with Ray are mostly waiting for its processes: a second process runs others meanwhile.
