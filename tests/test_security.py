@@ -22,7 +22,7 @@ from facelab.data import archives, shards
 from facelab.data.decoding import _sizes
 from facelab.errors import UsageError
 from facelab.metrics.identity import Identity, IdentityConfig
-from facelab.reports.report import per_image
+from facelab.reports.results import per_image
 from facelab.submission.checks import Check, no_secrets, secrets_of
 from facelab.submission.client import Log, connect
 from facelab.synthesis.styles import load_bank

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, ClassVar, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 import yaml
@@ -261,11 +261,13 @@ def parse(config_type: type[J], argv: list[str], prog: str) -> J:
     chosen = {"model": _value_of(argv, "--model") or from_file.get("model")}
     arguments = _as_options(config_type, config_type.preset_options(preset, chosen), f"preset {preset}")
     arguments += _as_options(config_type, from_file, file or "")
+    arguments += ["--preset", preset]  # after a list, which would take the positional ones that follow for its own
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
             options = list(_spelt_out(config_type, arguments + argv))
-            config = tyro.cli(config_type, args=options, prog=prog, description=config_type.__doc__)
+            unnamed = _unnamed(config_type, config_type.preset_options(preset, chosen) | from_file)
+            config = tyro.cli(config_type, args=options, prog=prog, description=config_type.__doc__, default=unnamed)
     except ValidationError as error:
         raise UsageError(f"{prog}: {explain(error)} (see --help)") from error
     except SystemExit as stop:
@@ -373,7 +375,7 @@ def explain(error: ValidationError) -> str:
     return f"{where}: {message}" if where else message
 
 
-def _option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
+def option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted option name -> type, over nested configs and the dataclasses of `models`."""
     if issubclass(config_type, BaseModel):
         fields = {name: field.annotation for name, field in config_type.model_fields.items()}
@@ -384,14 +386,31 @@ def _option_types(config_type: Any, prefix: str = "") -> dict[str, Any]:
         if isinstance(annotation, type) and (
             issubclass(annotation, BaseModel) or hasattr(annotation, "__dataclass_fields__")
         ):
-            options |= _option_types(annotation, f"{prefix}{name}.")
+            options |= option_types(annotation, f"{prefix}{name}.")
         else:
             options[f"{prefix}{name}"] = annotation
     return options
 
 
+def _positionals(config_type: type[JobConfig]) -> set[str]:
+    """Fields that the command line has by their place: those marked tyro.conf.Positional."""
+    return {name for name, field in config_type.model_fields.items() if tyro.conf.Positional in field.metadata}
+
+
+def _unnamed(config_type: type[J], values: dict[str, Any]) -> Any:
+    """For tyro, the config that the command line changes: of `values` only the positional ones, which beside others of
+    the command line would be more of them, and not replaced by them. MISSING_NONPROP where there are none."""
+    fields, given = config_type.model_fields, {}
+    for name in _positionals(config_type) & values.keys():
+        each = values[name] if isinstance(values[name], (list, tuple)) else [values[name]]
+        given[name] = tuple(map(str, each)) if get_origin(fields[name].annotation) is tuple else str(values[name])
+    if not given:
+        return tyro.MISSING_NONPROP
+    return config_type.model_construct(**{name: tyro.MISSING for name in fields if fields[name].is_required()} | given)
+
+
 def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: str) -> list[str]:
-    known = _option_types(config_type)
+    known = option_types(config_type)
     arguments: list[str] = []
     for key, value in flatten(values).items():
         if key not in known:
@@ -403,6 +422,8 @@ def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: st
             )
         if value is None and type(None) not in get_args(known[key]):
             raise UsageError(f"{source}: {key}: has no value: give one, or leave the line out")
+        if key in _positionals(config_type):
+            continue
         group, _, name = key.replace("_", "-").rpartition(".")
         dot = f"{group}." if group else ""
         if isinstance(value, bool):
@@ -416,7 +437,7 @@ def _as_options(config_type: type[JobConfig], values: dict[str, Any], source: st
 
 def _spelt_out(config_type: type[JobConfig], arguments: list[str]) -> Iterator[str]:
     """--gpu and --no-gpu, as of every switch, also where the default is None and tyro wants `--gpu True`."""
-    undecided = {name for name, kind in _option_types(config_type).items() if set(get_args(kind)) == {bool, type(None)}}
+    undecided = {name for name, kind in option_types(config_type).items() if set(get_args(kind)) == {bool, type(None)}}
     for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         group, dot, name = argument.removeprefix("--").replace("-", "_").rpartition(".")
         plain, negated = f"{group}{dot}{name}", f"{group}{dot}{name.removeprefix('no_')}"

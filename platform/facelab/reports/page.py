@@ -31,10 +31,29 @@ def picture_rows(rows: list[PictureRow], cell: int, columns: int = 8) -> str:
     """Labelled rows of images, at `cell` px each."""
     parts = []
     for label, images in rows:
-        data = base64.b64encode(encode_png(grid([images[:columns]], cell))).decode()  # pyrefly: ignore
-        name = html.escape(label)
-        parts.append(f'<div class=row><span>{name}</span><img alt="{name}" src="data:image/png;base64,{data}"></div>')
+        picture = _img(label, encode_png(grid([images[:columns]], cell)))  # pyrefly: ignore
+        parts.append(f"<div class=row><span>{html.escape(label)}</span>{picture}</div>")
     return f"<div class=pictures>{''.join(parts)}</div>"
+
+
+def figures(pictures: dict[str, bytes]) -> str:
+    """Caption -> PNG, side by side."""
+    parts = [
+        f"<figure>{_img(caption, png)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for caption, png in pictures.items()
+    ]
+    return f"<div class=figures>{''.join(parts)}</div>"
+
+
+def _img(name: str, png: bytes) -> str:
+    return f'<img alt="{html.escape(name)}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def html_table(head: list[str], rows: list[list[str]]) -> str:
+    """Cells are HTML; the first of a row is its name."""
+    lines = ["".join(f"<td>{cell}" for cell in row) for row in rows]
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<div class=wide><table><tr>{''.join(f'<th>{cell}' for cell in head)}</tr>{body}</table></div>"
 
 
 def picture_grid(rows: list[PictureRow], cell: int, columns: int = 8, margin: int = 150) -> bytes:
@@ -72,6 +91,7 @@ table{{border-collapse:collapse;margin:1rem 0}}td,th{{padding:.3rem .9rem;border
 td:first-child,th:first-child{{text-align:left;white-space:nowrap}}td small{{color:#66707c;display:block;white-space:nowrap}}
 tr.floor td{{color:#66707c;font-style:italic}}
 pre{{background:#f4f6f8;padding:.6rem .8rem;overflow-x:auto}}
-.curves svg{{width:100%;height:auto}}
+.figures{{display:flex;flex-wrap:wrap;gap:1rem}}figure{{margin:0;max-width:42rem}}figure img{{max-width:100%}}
+figcaption{{color:#47515d;font-size:.9rem}}.curves svg{{width:100%;height:auto}}
 </style><body>{body}</body></html>
 """

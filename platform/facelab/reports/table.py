@@ -120,14 +120,22 @@ def floor_of(name: str, rows: Sequence[Row]) -> str | None:
     return values.pop() if len(values) == 1 else None
 
 
+def unlike(name: str, a: Row, b: Row) -> str | None:
+    """In what the numbers of two evaluations were not computed alike, for people; None where they were, or where one
+    has no such number."""
+    found = [fingerprint_of(name, row.summary) for row in (a, b)]
+    if None in found or found[0] == found[1]:
+        return None
+    return "; ".join(differences(a.protocols.get(name, {}), b.protocols.get(name, {}))) or "other protocol"
+
+
 def _require_one_protocol(name: str, rows: Sequence[Row]) -> None:
     having = [row for row in rows if fingerprint_of(name, row.summary) is not None]
     for row in having[1:]:
-        if fingerprint_of(name, row.summary) != fingerprint_of(name, having[0].summary):
-            how = differences(having[0].protocols.get(name, {}), row.protocols.get(name, {}))
+        if how := unlike(name, having[0], row):
             raise UsageError(
                 f"{name} of {having[0].name} and of {row.name} cannot stand in one column, as they were not computed "
-                f"alike: {'; '.join(how) or 'other protocol'}: evaluate both alike, or choose other --columns"
+                f"alike: {how}: evaluate both alike, or choose other --columns"
             )
 
 
