@@ -24,6 +24,12 @@ FACES = ROOT.parent / "shared" / "faces"
 S3_KEY, S3_SECRET = "facelab-test-key", "facelab-test-secret"
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--screenshots", metavar="FOLDER", help="where the browser's tests leave pictures of MLflow's pages"
+    )
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_home(tmp_path_factory):
     """Decoded images are not left in the user's cache, nor found there, and a token that lies in the user's folder, or

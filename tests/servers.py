@@ -51,7 +51,7 @@ class Server:
     def stop(self) -> None:
         if self._process is not None and self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
-            self._process.wait(30)
+            self._process.wait(90)
 
 
 @contextmanager
