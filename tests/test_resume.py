@@ -80,6 +80,7 @@ def test_other_settings_are_refused_and_named(ray_local, tmp_path, hr_folder, ca
     assert read_manifest(str(tmp_path / "out")).settings["min_side"] == 20
 
 
+@pytest.mark.slow
 def test_a_set_of_other_inputs_is_refused(ray_local, tmp_path, hr_folder, degrader):
     """At the same places: another degrader, other faces."""
     place, hr, out = tmp_path / "degrader", tmp_path / "hr", str(tmp_path / "pairs")
