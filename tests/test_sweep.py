@@ -24,7 +24,7 @@ from facelab.experiments.sweep import SWEEP, Planned, concurrency, reserved
 from facelab.experiments.sweep_config import SweepConfig
 from facelab.experiments.trial_steps import TrialSteps
 from facelab.experiments.trials import ENDED, State, Trial, TrialTable
-from facelab.experiments.tuning import Rules, _Judge
+from facelab.experiments.tuning import Rules, _Judge, _Watch
 from facelab.experiments.verdict import effects, ranking
 from facelab.training.update import NonFiniteLoss
 
@@ -474,7 +474,17 @@ def test_interrupted_sweep(tmp_path):
     assert not any(run.data.tags.get("state") == "stopped" for run in runs)
 
 
+def test_a_stopped_trial_is_ranked_among_those_that_said_something_by_then(tmp_path):
+    """Of one that was gone on with after a crash, what it said before may be lost."""
+    table = TrialTable(str(tmp_path))
+    for curve in ([(10, 3.0)], [(10, 1.0), (20, 1.0)], [(20, 0.5)]):
+        table.add({"weights.beta": curve[0][1]}, 0).curve = curve
+    watch = _Watch(table, rules("asha"), str, lambda: None)
+    assert watch._rank(table.trials[0]) == "rank 2 of 2 at step 10 (fd 3): ASHA keeps one in 2"
+
+
 @pytest.mark.chaos
+@pytest.mark.timeout(1800)
 def test_a_sweep_that_is_killed_twice_accounts_for_every_trial(tmp_path):
     """Twelve trials with ASHA, each a Ray Train run with a worker of its own, on two cores: whole-CPU drivers, or workers
     that outlive their trial, would wait for ever. Its driver dies without a word, twice, in the middle of trials; the

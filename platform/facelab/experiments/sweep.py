@@ -141,7 +141,7 @@ def _run(config: SweepConfig, steps: TrialSteps, planned: Planned) -> None:
         longest=training.max_steps or 10**9,
         reserved=reserved(config, gpus),
         concurrency=concurrency(config, gpus, planned.expected),
-        max_failures=0 if config.workers else training.compute.max_failures,  # Ray Train restarts workers by itself
+        max_failures=training.compute.max_failures,
         until=None if config.hours is None else time.monotonic() + 3600 * config.hours,
         budget_steps=config.budget_steps,
     )

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from ray import tune
@@ -40,7 +41,7 @@ class Rules:
     concurrency: int | None
     """Trials at the same time; None: as many as find room for what is reserved."""
     max_failures: int
-    """Restarts of a trial whose process is lost."""
+    """Restarts of a trial whose process is lost, or that met what may pass."""
     until: float | None = None
     """time.monotonic at which all trials are interrupted."""
     budget_steps: int | None = None
@@ -240,7 +241,8 @@ class _Watch(_OfTheDriver, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         known = self._known(trial)
-        known.state, known.reason = State.FAILED, one_line(str(trial.get_error() or "its process was lost"))[-300:]
+        told = Path(trial.error_file).read_text() if trial.error_file else ""
+        known.state, known.reason = State.FAILED, one_line(told)[-300:] or "its process was lost"
         self._keep(known)
 
     def interrupted(self) -> None:
@@ -253,7 +255,9 @@ class _Watch(_OfTheDriver, tune.Callback):
         """Why it was stopped."""
         step, value = trial.curve[-1]
         best = min if self._rules.mode == "min" else max
-        others = [best(v for s, v in each.curve if s <= step) for each in self._table.trials if each.steps >= step]
+        # Of one that was gone on with, the table may lack what it said last before a crash.
+        so_far = [[v for s, v in each.curve if s <= step] for each in self._table.trials if each.steps >= step]
+        others = [best(values) for values in so_far if values]
         own = best(v for _, v in trial.curve)
         rank = 1 + sum(best(other, own) == other and other != own for other in others)
         name = {"asha": f"ASHA keeps one in {self._rules.reduction}", "median": "worse than the median"}
