@@ -148,10 +148,7 @@ def _picture(config: ReproduceConfig, name: str) -> str:
 
 
 def _shown(result: Result, column: Column) -> str:
-    value = result.value
-    digits = ".3g" if result.metric.startswith("fd_") else column.digits  # of another order than FID
-    text = f"{value.mean:{digits}}"
-    return text if value.low is None else f"{text} [{value.low:{digits}}, {value.high:{digits}}]"
+    return result.value.shown(".3g" if result.metric.startswith("fd_") else column.digits)  # of another order than FID
 
 
 def reproduce_plan(config: ReproduceConfig) -> str:

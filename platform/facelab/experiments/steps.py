@@ -16,6 +16,9 @@ from facelab.tracking.nested import Nested
 
 C = TypeVar("C", bound=JobConfig)
 
+_MARK = "step.json"
+"""Says which step a folder is."""
+
 
 @dataclass(frozen=True)
 class Step(Generic[C]):
@@ -72,38 +75,44 @@ def prepared(step: Step) -> dict[str, Any] | None:
     """What this very step left when it was finished before; None if it has to be run. Then its folder is marked as this
     step's, and has no more in it than what an interruption left of it."""
     output = step.config.output
-    own, place = key_of(step), storage.join(output, "step.json")
-    known = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
+    own, known = key_of(step), _marked(output)
     begun = storage.exists(storage.join(output, "config.yaml"))
     if known.get("key") == own["key"] and begun:
         return finished(output)
     if begun or known:  # what a job left; anything else is somebody's own
         storage.delete(output)
-    storage.write_text(place, json.dumps(own, indent=2))
+    storage.write_text(storage.join(output, _MARK), json.dumps(own, indent=2))
     return None
 
 
 def is_done(step: Step) -> bool:
     """Whether just this step was finished before, as far as what it takes in is there."""
-    place = storage.join(step.config.output, "step.json")
-    known = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
-    return known.get("key") == key_of(step)["key"] and finished(step.config.output) is not None
+    output = step.config.output
+    return _marked(output).get("key") == key_of(step)["key"] and finished(output) is not None
 
 
 def finished(output: str) -> dict[str, Any] | None:
     """The summary of a job that came to its end there."""
-    place = storage.join(output, "summary.json")
+    return _object(storage.join(output, "summary.json"))
+
+
+def _marked(output: str) -> dict[str, Any]:
+    """What `key_of` said of the step that the folder is; nothing of any other folder."""
+    return _object(storage.join(output, _MARK)) or {}
+
+
+def _object(place: str) -> dict[str, Any] | None:
     return json.loads(storage.read_bytes(place)) if storage.exists(place) else None
 
 
 def key_of(step: Step) -> dict[str, str]:
     """What decides a step's result: of another, no part is of use. Names for people, the hash for all."""
-    inputs = {f"{option} {uri}": fingerprint(uri) for option, uri in places(step.config)}
-    taken = {uri for _, uri in places(step.config)}
+    inputs = {(option, uri): fingerprint(uri) for option, uri in places(step.config)}
+    taken = {uri for _, uri in inputs}
     settings = {name: value for name, value in step.config.settings().items() if not _is_of(value, taken)}
-    parts = [step.job.name, settings, sorted((name.split(" ")[0], digest) for name, digest in inputs.items())]
+    parts = [step.job.name, settings, sorted((option, digest) for (option, _), digest in inputs.items())]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    return {"key": key, "job": step.job.name} | inputs
+    return {"key": key, "job": step.job.name} | {f"{option} {uri}": digest for (option, uri), digest in inputs.items()}
 
 
 def _is_of(value: Any, uris: set[str]) -> bool:
@@ -125,8 +134,8 @@ def fingerprint(uri: str) -> str:
         return hashlib.sha256(storage.read_bytes(uri)).hexdigest()
     if manifest := read_manifest(uri):
         return manifest.hash
-    if storage.exists(place := storage.join(uri, "step.json")) and finished(uri):
-        return json.loads(storage.read_bytes(place))["key"]
+    if (known := _marked(uri)) and finished(uri):
+        return known["key"]
     digest = hashlib.sha256()
     for found in storage.scan(uri):
         digest.update(f"{found.name} {found.size} {found.stamp}\n".encode())

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import PurePosixPath
 from typing import Any
@@ -42,6 +42,7 @@ from facelab.metrics.protocol import metric_names
 from facelab.tracking.runs import Ending, JobRun
 from facelab.tracking.views import View
 
+_DIGITS = ".4g"
 _ASKED, _DRAWN = 10, 10_000
 """Proposals, and then random points, among which one is new."""
 
@@ -56,7 +57,8 @@ def sweep(config: SweepConfig, run: JobRun) -> dict[str, Any]:
     steps = TrialSteps(config, run.uri, run.id, gpu=False)
     steps.check_inputs()
     with Owner(config.output) as owner:
-        storage.write_text(storage.join(config.output, "sweep.json"), json.dumps(config.described(), indent=2))
+        if not storage.exists(place := storage.join(config.output, "sweep.json")):  # else it is the same: check_output
+            storage.write_text(place, json.dumps(config.described(), indent=2))
         planned = Planned(steps, TrialTable(storage.join(config.output, "table")))
         planned.fill()
         try:
@@ -148,7 +150,7 @@ def _run(config: SweepConfig, steps: TrialSteps, planned: Planned) -> None:
     at_once = rules.concurrency or max(places_for(dict(rules.reserved)), 1)
     board = Board(table, metric, mode, planned.expected, at_once)
     environment = cluster_environment()
-    placed = TrialSteps(config, steps.tracking_uri, steps.run_id, gpu=gpus > 0)
+    placed = replace(steps, gpu=gpus > 0)
 
     def train(trial: dict[str, Any]) -> dict[str, Any] | None:
         os.environ.update(environment)
@@ -212,9 +214,9 @@ def _concluded(config: SweepConfig, steps: TrialSteps, planned: Planned, run: Jo
     best = points[0]
     tests = _tested(config, steps, [t for p in (points if config.tested == "all" else [best]) for t in p.trials])
     judged = {f"test_{name}": each for name, each in _by_metric(tests).items()} if config.tested == "all" else {}
-    found = {name: effects(table.trials, each) for name, each in (judged or {metric: values}).items()}
-    if config.search != "grid":  # whose points have no partners
-        found = {}
+    found: dict[str, list[Effect]] = {}
+    if config.search == "grid":  # of others, points have no partners
+        found = {name: effects(table.trials, each) for name, each in (judged or {metric: values}).items()}
     rows = [asdict(trial) | {"name": trial.name, "test": tests.get(trial.name, {})} for trial in table.trials]
     text = json.dumps(rows, indent=2)
     storage.write_text(storage.join(config.output, "trials.json"), text)
@@ -296,23 +298,17 @@ def _show(
     table = Table("point", "seeds", metric, *(f"test {name}" for name in by_metric), box=None, header_style="bold")
     for point in points:
         own = [[each[t.name] for t in point.trials if t.name in each] for each in by_metric.values()]
-        cells = [shown(over_seeds(values)) if values else "" for values in own]
-        table.add_row(point.variant, str(len(point.trials)), shown(point.value), *cells)
+        cells = [over_seeds(values).shown(_DIGITS) if values else "" for values in own]
+        table.add_row(point.variant, str(len(point.trials)), point.value.shown(_DIGITS), *cells)
     console = Console(width=None if Console().is_terminal else 160)
     console.print(table)
     for name, switches in found.items():
         for each in switches if _is_column(name.removeprefix("test_")) else ():
-            console.print(f"{each.option} {each.before} → {each.after}: {name} {shown(each.difference, sign='+')}")
+            console.print(f"{each.option} {each.before} → {each.after}: {name} {each.difference.shown(f'+{_DIGITS}')}")
 
 
 def _is_column(name: str) -> bool:
     return name.startswith(_COLUMNS) and not name.endswith("_bicubic")
-
-
-def shown(value: Interval, sign: str = "") -> str:
-    """0.123 [0.11, 0.14]; the number alone where one seed is all there is."""
-    text = f"{value.mean:{sign}.4g}"
-    return text if value.low is None else f"{text} [{value.low:{sign}.4g}, {value.high:{sign}.4g}]"
 
 
 def sweep_plan(config: SweepConfig) -> str:

@@ -60,9 +60,13 @@ class Chain:
         if issubclass(job.config, TrainConfig):
             values |= {"workers": c.workers, "compute": {"gpu": c.gpu}}
             values |= {"max_steps": steps} if (steps := c.steps_of(job.config.kind)) else {}
-        place = f"seed{self.seed}/{folder}"
+        place = self.place(folder)
         self.steps.setdefault(place, experiment_step(c, self._tracking_uri, place, job, **values))
         return storage.join(c.output, place)
+
+    def place(self, folder: str) -> str:
+        """The step's whole folder: of the seed's."""
+        return f"seed{self.seed}/{folder}"
 
     def stylevae(self) -> str:
         faces = self.faces()
@@ -97,7 +101,7 @@ class Chain:
         test = self.pairs(faces.test_hr, self.stylevae(), "test")
         judged = {"test": test, "real": faces.real, "reference": faces.hr}
         self.add(f"evaluation/{name}", EVALUATE, model=model, **judged, **self.config.judge)
-        return f"seed{self.seed}/evaluation/{name}"
+        return self.place(f"evaluation/{name}")
 
 
 def table1(chain: Chain) -> list[Cell]:
@@ -144,7 +148,7 @@ def table3(chain: Chain) -> list[Cell]:
         trained = chain.add(f"table3/{name}", TRAIN_DEGRADER, **options, **preset)
         pairs = chain.pairs(faces.test_hr, trained, f"table3-{name}")
         chain.add(f"table3/{name}-lr", EVALUATE_LR, pairs=pairs, real=faces.real, other=faces.lr, **chain.config.judge)
-        folder = f"seed{chain.seed}/table3/{name}-lr"
+        folder = chain.place(f"table3/{name}-lr")
         if not cells:  # of the same faces, whatever the styleVAE
             cells.append(Cell("bicubic", FID, paper.TABLE_3["bicubic"], folder, "_bicubic"))
         cells.append(Cell(title, FID, paper.TABLE_3[title], folder, network=title))
@@ -159,7 +163,7 @@ def table4(chain: Chain) -> list[Cell]:
 
         def measured(model: str, name: str, size: int = size, faces: FaceSets = faces) -> str:
             chain.add(f"table4/{name}-{size}-lfw", EVALUATE, model=model, test=faces.test_hr, hr_size=size)
-            return f"seed{chain.seed}/table4/{name}-{size}-lfw"
+            return chain.place(f"table4/{name}-{size}-lfw")
 
         cells.append(Cell("bicubic", column, None, measured("bicubic", "bicubic")))
         for title, printed in paper.TABLE_4.items():

@@ -28,6 +28,11 @@ class Interval:
     n: int
     """Images, or trainings."""
 
+    def shown(self, digits: str) -> str:
+        """0.123 [0.11, 0.14]; the number alone where there is no interval. `digits` as Python formats numbers."""
+        text = f"{self.mean:{digits}}"
+        return text if self.low is None else f"{text} [{self.low:{digits}}, {self.high:{digits}}]"
+
 
 class Bootstrap:
     """Poisson bootstrap (Hanley & MacGibbon 2006): in each replicate a face counts Poisson(1) times, drawn from its
