@@ -134,6 +134,12 @@ def test_the_training_loop_needs_no_ray_nor_mlflow():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_no_job_waits_for_torchvision_before_it_needs_it():
+    jobs = ", ".join(f"jobs.{file.stem}" for file in (ROOT / "jobs").glob("[a-z]*.py"))
+    code = f"import {jobs}, sys; assert 'torchvision' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
 def test_platform_is_still_pythons_own():
     code = "import platform; assert platform.python_version(); import facelab, models"
     subprocess.run(

@@ -3,8 +3,6 @@
 from typing import Any
 
 import torch
-from piq.brisque import _natural_scene_statistics, _rbf_kernel, _scale_features
-from piq.functional import imresize, rgb2yiq
 
 from facelab.config import Config, Uri
 from facelab.errors import UsageError
@@ -55,6 +53,9 @@ class Brisque(ImageMetric):
 
     def _score(self, image: torch.Tensor) -> torch.Tensor:
         """(1, 3, H, W) -> (): piq.brisque, whose regression can only take downloaded weights, step by step."""
+        from piq.brisque import _natural_scene_statistics, _rbf_kernel, _scale_features  # piq imports torchvision,
+        from piq.functional import imresize, rgb2yiq  # which takes seconds
+
         x = torch.round(rgb2yiq(image.float() / 255.0 * 255)[:, :1])  # piq's rounding, to the last bit
         statistics = []
         try:

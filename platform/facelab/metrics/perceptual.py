@@ -3,7 +3,6 @@
 import warnings
 from typing import Any, Literal, Self
 
-import lpips
 import torch
 
 from facelab.config import Config, Uri
@@ -36,6 +35,8 @@ class Lpips(ImageMetric):
         Raises:
             UsageError: no weights, or those of another network.
         """
+        import lpips  # imports torchvision, which takes seconds
+
         super().__init__(options, crop)
         weights = resolve_weights(f"lpips_{options.network}", options.weights)
         self.columns = (f"lpips_{options.network}",)
