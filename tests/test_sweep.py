@@ -19,13 +19,14 @@ from facelab.cluster import on_cluster, places_for
 from facelab.config import build
 from facelab.errors import UsageError
 from facelab.experiments import sweep as module
-from facelab.experiments.board import Board, span
+from facelab.experiments.board import Board
 from facelab.experiments.sweep import SWEEP, Planned, concurrency, reserved
 from facelab.experiments.sweep_config import SweepConfig
 from facelab.experiments.trial_steps import TrialSteps
 from facelab.experiments.trials import ENDED, State, Trial, TrialTable
 from facelab.experiments.tuning import Rules, _Judge, _Watch
 from facelab.experiments.verdict import effects, ranking
+from facelab.reports.terminal import duration
 from facelab.training.update import NonFiniteLoss
 
 
@@ -327,10 +328,10 @@ def test_progress_says_what_became_of_each_trial_and_what_is_left(tmp_path, caps
     second.state = State.RUNNING
     board.changed()
     assert capsys.readouterr().err == (
-        "[sweep, 1 of 6 trials, about 5 min 00 s left] 000-beta-0.1-seed0 stopped at step 20/40 fd 0.5: 3rd of 3 at step 20\n"
+        "[sweep, 1 of 6 trials, about 5 min left] 000-beta-0.1-seed0 stopped at step 20/40 fd 0.5: 3rd of 3 at step 20\n"
     )
     assert board.seconds_left() == 300  # five more of two minutes, two at a time
-    assert [span(s) for s in (42.3, 200, 3900)] == ["42 s", "3 min 20 s", "1 h 05 min"]
+    assert [duration(s) for s in (42.3, 200, 8900, None)] == ["42 s", "3 min", "2.5 h", "–"]
 
 
 @pytest.mark.slow

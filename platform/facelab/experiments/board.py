@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from facelab.experiments.trials import ENDED, State, Trial, TrialTable
+from facelab.reports.terminal import duration
 
 _COLOURS = {
     State.RUNNING: "cyan", State.DONE: "green", State.STOPPED: "yellow", State.DIVERGED: "red",
@@ -66,7 +67,7 @@ class Board:
     def _progress(self) -> str:
         ended = len(self._table.of(*ENDED, State.FAILED))
         left = self.seconds_left()
-        return f"{ended} of {self._expected} trials" + (f", about {span(left)} left" if left else "")
+        return f"{ended} of {self._expected} trials" + (f", about {duration(left)} left" if left else "")
 
     def seconds_left(self) -> float | None:
         """From what the trials that ended took; None while none has."""
@@ -90,7 +91,7 @@ class Board:
             value = trial.best(self._mode)
             table.add_row(
                 trial.name, Text(trial.state, style=_COLOURS.get(trial.state, "")), _progress_of(trial),
-                "" if value is None else f"{value:.5g}", span(trial.seconds) if trial.seconds else "",
+                "" if value is None else f"{value:.5g}", duration(trial.seconds) if trial.seconds else "",
                 Text(trial.reason, style="dim"),
             )  # fmt: skip
         hidden = len(ordered) - _SHOWN
@@ -100,11 +101,3 @@ class Board:
 
 def _progress_of(trial: Trial) -> str:
     return f"{trial.steps}/{trial.last_step or '?'}"
-
-
-def span(seconds: float) -> str:
-    """1 h 05 min, 3 min 20 s, 42 s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

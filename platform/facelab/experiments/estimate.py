@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from facelab.experiments.board import span
 from facelab.experiments.steps import Step
+from facelab.reports.terminal import duration
 from facelab.samples.faces import sample_face
 from facelab.training.config import TrainConfig
 from facelab.training.timing import timed
@@ -31,7 +31,7 @@ def estimated(steps: Sequence[Step]) -> str:
         each = f"of {known[like]:.3g} s  {step.folder}"
         if config.max_steps:
             total += known[like] * config.max_steps
-            lines.append(f"#   {span(known[like] * config.max_steps):>12}  {config.max_steps} steps {each}")
+            lines.append(f"#   {duration(known[like] * config.max_steps):>12}  {config.max_steps} steps {each}")
         else:  # as many as there are faces
             lines.append(
                 f"#   {'?':>12}  {config.epochs} epochs, of each {config.images_per_update} faces a step {each}"
@@ -40,7 +40,7 @@ def estimated(steps: Sequence[Step]) -> str:
     whole = "all trainings" if all(step.config.max_steps for step in trainings) else "the trainings of known length"
     return "\n".join([
         "# cost on this machine, one after another:", *lines,
-        f"#   {span(total):>12}  {whole}; {others} other steps (faces, synthesis, evaluation) are not timed",
+        f"#   {duration(total):>12}  {whole}; {others} other steps (faces, synthesis, evaluation) are not timed",
     ])  # fmt: skip
 
 

@@ -21,7 +21,8 @@ from facelab.reports.differences import differences_html, differences_markdown, 
 from facelab.reports.page import page, picture_grid, picture_rows, svg
 from facelab.reports.results import Result, read_json, result_of, shared_pictures
 from facelab.reports.table import Table, arrow, build_table, escape_markdown, floor_of
-from facelab.tracking.runs import JobRun, find_runs, run_artifacts
+from facelab.tracking.records import searched
+from facelab.tracking.runs import JobRun, run_artifacts
 
 
 class ReportConfig(JobConfig):
@@ -108,7 +109,8 @@ def _best(table: Table, column: int) -> str:
 def _load(config: ReportConfig, tracking_uri: str, scratch: str) -> list[Result]:
     uris = config.runs
     if config.filter is not None:
-        uris = tuple(f"{RUN}{i}" for i in find_runs(tracking_uri, config.experiment, config.filter, job="evaluate"))
+        only = "attributes.status = 'FINISHED' and tags.job = 'evaluate'"
+        uris = tuple(f"{RUN}{run.id}" for run in searched(tracking_uri, config.experiment, config.filter, only))
         if not uris:
             raise UsageError(f"--filter {config.filter}: no finished evaluation in experiment {config.experiment}")
         if config.names and len(config.names) != len(uris):

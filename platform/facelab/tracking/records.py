@@ -64,9 +64,12 @@ def recorded(uri: str, runs: Sequence[str]) -> list[Recorded]:
     return [known[i] for i in ids]
 
 
-def searched(uri: str, experiment: str, query: str) -> list[Recorded]:
-    """The runs of an experiment that match an MLflow search, whatever became of them, oldest first; two questions to
-    MLflow, however many they are.
+def searched(uri: str, experiment: str, query: str, only: str = "") -> list[Recorded]:
+    """The runs of an experiment that match an MLflow search, oldest first; two questions to MLflow, however many they
+    are.
+
+    Args:
+        only: what they match besides; unless it says so, it does not matter what became of them.
 
     Raises:
         UsageError: no such experiment, a query that MLflow does not understand, or too many runs.
@@ -74,8 +77,9 @@ def searched(uri: str, experiment: str, query: str) -> list[Recorded]:
     place = experiment_id(uri, experiment)
     if place is None:
         raise UsageError(f"--experiment {experiment}: not at {without_secret(uri)}")
+    whole = " and ".join(filter(None, (only, query)))
     with _answering(f"--filter {query}"):
-        found = client_of(uri).search_runs([place], query, max_results=_MOST, order_by=["attributes.start_time ASC"])
+        found = client_of(uri).search_runs([place], whole, max_results=_MOST, order_by=["attributes.start_time ASC"])
     if found.token:
         raise UsageError(f"--filter {query}: more than {_MOST} runs match: narrow it")
     return [_recorded(run) for run in found]

@@ -298,26 +298,6 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
         return found.experiment_id
 
 
-def find_runs(uri: str, experiment: str, query: str, job: str) -> list[str]:
-    """Ids of an experiment's finished runs of one job that match an MLflow search, oldest first.
-
-    Raises:
-        UsageError: no such experiment, or a query that MLflow does not understand.
-    """
-    client = client_of(uri)
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        raise UsageError(f"--experiment {experiment}: not at {without_secret(uri)}")
-    whole = f"attributes.status = 'FINISHED' and tags.job = '{job}'" + (f" and {query}" if query else "")
-    try:
-        runs = client.search_runs(
-            [found.experiment_id], whole, max_results=10_000, order_by=["attributes.start_time ASC"]
-        )
-    except mlflow.MlflowException as error:
-        raise UsageError(f"--filter {query}: {str(error).splitlines()[0][:300]}") from error
-    return [run.info.run_id for run in runs]
-
-
 def run_artifacts(uri: str, run: str, folder: str) -> str:
     """Download the artifacts of a run (runs:/ID) into a subfolder of a local folder; returns it."""
     client_of(uri)
