@@ -149,7 +149,6 @@ def test_numbers_do_not_depend_on_actors_or_batches(ray_local, tmp_path, monkeyp
     one = evaluate(config(tmp_path, "one", **base, actors=1))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-of-two"))  # which measure the reference themselves
     two = evaluate(config(tmp_path, "two", **base, actors=2, batch_size=7))
-    assert evaluate(config(tmp_path, "again", **base, actors=2, batch_size=7)) == two
     here = evaluate(config(tmp_path, "here", **base, batch_size=33))
     assert table_of(tmp_path / "one") == table_of(tmp_path / "two")
     assert {"lpips_alex", "identity", "brisque", "brisque_real", "fd_mobilenet_v2_floor"} <= one.keys()

@@ -182,17 +182,15 @@ def test_evaluate(tmp_path, corpus, capsys):
 
 
 @pytest.mark.slow
-def test_demo_and_sweep(ray_local, tmp_path, corpus, capsys):
-    """The same by the jobs that are made of these."""
+def test_demo(ray_local, tmp_path, corpus, capsys):
+    """The same by the job that is made of these."""
     place = str(corpus.folder)
     code, said, summary = run(DEMO, tmp_path / "demo", *(f"--{name}={place}" for name in ("hr", "lr", "test", "real")),
                               "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", capsys=capsys)  # fmt: skip
     assert code == 0, said
     assert (summary["n_test"], summary["n_real"]) == (corpus.count(ROW), corpus.count(ROW, LR_ONLY))
-    switches = ["--space", "attentive.use_local=true", "--search", "grid"]
-    options = ["--train", "sr", *switches, "--hr", place, "--max-rejected", "0.5", "--workers", "0"]
-    code, said, summary = run(SWEEP, tmp_path / "sweep", *options, capsys=capsys)
-    assert (code, summary["n_trials"], summary["n_done"]) == (0, 1, 1), said
+    assert not [name for name in summary if "ceiling" in name or "gap_closed" in name]  # nobody knows the truth
+    assert "eiling" not in (tmp_path / "demo" / "report.html").read_text()
     assert snapshot(corpus.folder.parent) == corpus.before
 
 

@@ -356,21 +356,3 @@ def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local
         for name, images in (("learnt", learnt), ("bicubic", resize(truth.hr, 16)))
     }
     assert distance["learnt"] < distance["bicubic"] / 3
-
-
-@pytest.mark.faces
-@pytest.mark.slow
-def test_real_faces(ray_local, tmp_path, real_faces):
-    """The demo's chain on real photographs, in seconds: every file is usable, and bicubic has its known PSNR."""
-    config = build(
-        DemoConfig, preset="debug", output=str(tmp_path), hr=str(real_faces / "hr" / "train"),
-        lr=str(real_faces / "lr_wider" / "train"), test=str(real_faces / "lfw" / "test"),
-        real=str(real_faces / "lr_wider" / "test"), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
-    )  # fmt: skip
-    summary = DEMO.run(config)
-    assert not [name for name in summary if "ceiling" in name or "gap_closed" in name]
-    assert "eiling" not in (tmp_path / "report.html").read_text()
-    assert (summary["n_test"], summary["n_real"]) == (70, 137)
-    # As measured before; nothing of it is trained.
-    assert summary["degradation_distance_bicubic"] == pytest.approx(0.122, abs=1e-3)
-    assert summary["degradation_distance_floor"] == pytest.approx(0.029, abs=1e-3)

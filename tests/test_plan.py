@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 from facelab.config import build
-from facelab.data.prepare import PrepareConfig, prepare
 from facelab.data.source import find
 from facelab.errors import UsageError
 from facelab.synthesis.job import SynthesizeConfig, synthesize
@@ -56,13 +55,9 @@ def test_a_cluster_on_which_no_actor_fits_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("of", ["shards", "a folder"])
-def test_bytes_are_those_that_synthesize_moves(ray_local, tmp_path, hr_folder, lr_folder, degrader, of):
+def test_bytes_are_those_that_synthesize_moves(ray_local, tmp_path, hr_folder, lr_folder, degrader):
     """To 5 %: PNG sizes differ from face to face, and all 60 are not in the sample."""
     hr = str(hr_folder)
-    if of == "shards":
-        hr = str(tmp_path / "hr")
-        prepare(build(PrepareConfig, input=str(hr_folder), output=hr, rows_per_shard=5))
     options = dict(hr=hr, lr=str(lr_folder), degrader=degrader, variants=2, rows_per_shard=16)
     shape = dict(nodes=3, cpus_per_node=1, price=2.0, sample=40)
     planned = plan(build(PlanConfig, output=str(tmp_path / "plan"), **options, **shape))

@@ -18,6 +18,14 @@ from models.resize import resize
 pytestmark = [pytest.mark.faces, pytest.mark.slow]
 
 
+def test_every_file_is_usable_and_bicubic_is_as_far_from_real_lr_as_ever(real_faces):
+    """As first measured, with nothing that is trained."""
+    sharp, real = load_faces(str(real_faces / "lfw/test"), 64), load_faces(str(real_faces / "lr_wider/test"), 16)
+    assert (len(sharp), len(real)) == (70, 137)
+    distance = degradation_distances(resize(sharp.images, 16), real.images)["degradation_distance"]
+    assert distance == pytest.approx(0.122, abs=1e-3)
+
+
 def test_edsr_mini_beats_bicubic(tmp_path, real_faces):
     """600 steps instead of the preset's 1200, on held-out faces, by at least 0.5 dB."""
     hr = str(real_faces / "hr" / "train")

@@ -14,7 +14,7 @@ from pathlib import Path
 import mlflow
 import pytest
 import torch
-from conftest import ROOT, s3_server
+from conftest import ROOT, s3_server, write_faces
 from faults import proxy
 from nodes import Nodes, cluster_of, processes_named
 from safetensors.torch import load_file
@@ -101,8 +101,9 @@ def outage() -> Outage:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, hr_folder, outage):
+def world(tmp_path_factory, outage):
     folder = tmp_path_factory.mktemp("world")
+    hr = write_faces(folder / "hr", 240)  # few epochs in so many steps: each sends MLflow a picture
     with (
         s3_server(folder / "store") as store,
         TrackingServer(folder, store) as tracking,
@@ -110,7 +111,7 @@ def world(tmp_path_factory, hr_folder, outage):
     ):
         environment = store | {"AWS_ENDPOINT_URL": front.url}
         with cluster_of("a", "b", env=environment) as nodes:
-            yield World(folder, hr_folder, nodes, environment, tracking)
+            yield World(folder, hr, nodes, environment, tracking)
 
 
 @pytest.fixture
@@ -181,8 +182,8 @@ def test_workers_nodes_a_cluster_a_checkpoint_a_tracker_and_a_store(world, clean
     with cluster_of("e", "f", env=world.environment) as world.nodes:
         job = world.start("faults", "--resume")
         job.wait_for(lambda: "going on to step" in job.said(), "a step on the other cluster")
-        world.tracking.stop()
         outage.on = True
+        world.tracking.stop()
         time.sleep(60)
         outage.on = False
         world.tracking.start()
