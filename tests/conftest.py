@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -42,10 +44,19 @@ def _own_home(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="session")
+def _empty_database(tmp_path_factory) -> Path:
+    """MLflow takes seconds to make one, a copy none."""
+    place = tmp_path_factory.mktemp("empty") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{place}").search_experiments()
+    return place
+
+
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path_factory, monkeypatch):
+def _isolated(tmp_path_factory, monkeypatch, _empty_database):
     """Each test has its own tracking database, and no setting of the machine's leaks in."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+    database = shutil.copy(_empty_database, tmp_path_factory.mktemp("mlflow"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
