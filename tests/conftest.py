@@ -10,7 +10,6 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pytest
 import torch
@@ -47,6 +46,8 @@ def _own_home(tmp_path_factory):
 @pytest.fixture(scope="session")
 def _empty_database(tmp_path_factory) -> Path:
     """MLflow takes seconds to make one, a copy none."""
+    import mlflow
+
     place = tmp_path_factory.mktemp("empty") / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{place}").search_experiments()
     return place
