@@ -33,13 +33,11 @@ def pytest_addoption(parser):
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_home(tmp_path_factory):
-    """Decoded images are not left in the user's cache, nor found there; a token that lies in the user's folder, or that a
-    job puts there meanwhile, asks nobody for one; Ray's workers wait for nobody. This holds for the processes that tests
-    start, too."""
+    """Decoded images are not left in the user's cache, nor found there, and a token that lies in the user's folder, or
+    that a job puts there meanwhile, asks nobody for one; this holds for the processes that tests start, too."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_worker_niceness", "0")  # of Ray's 15, the tests beside leave its workers next to nothing
         yield
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import tyro
 import yaml
-from conftest import ROOT, save_degrader, trained_degrader, write_faces, write_set
+from conftest import FACES, ROOT, save_degrader, trained_degrader, write_faces, write_set
 from facelab.config import JobConfig, Uri, build, parse
 from facelab.data.faces import face_row
 from facelab.data.prepare import PrepareConfig, prepare
@@ -342,6 +342,7 @@ def test_steps_delete_nothing_but_what_they_made(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(FACES.exists(), reason="test_real_faces asks the same of real faces")
 def test_the_learnt_degradation_is_closer_to_the_true_one_than_bicubic(ray_local, tmp_path):
     """What the project is for, on held-out identities, by a measure that training never sees: at most a third of the
     distance of bicubic LR, which the classical degrader does not reach. After half of the preset's steps."""

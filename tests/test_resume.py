@@ -205,9 +205,8 @@ def synthesis(folder: Path, lr: Path, degrader: str, tmp_path: Path, out: str) -
 
 
 def start(command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen:
-    nowhere = subprocess.DEVNULL
-    environment = os.environ | (env or {})
-    return subprocess.Popen(command, cwd=ROOT, stdout=nowhere, stderr=nowhere, start_new_session=True, env=environment)
+    """What it says is shown where the test fails."""
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | (env or {}))
 
 
 def wait_for_receipts(out: Path, count: int, job: subprocess.Popen) -> None:
