@@ -159,21 +159,21 @@ def toys(folder: Path, values: dict[str, int]) -> list[Step]:
     ]  # fmt: skip
 
 
-SUMS = {"a": 1, "b": 2, "c": 13, "d": 113, "e": 7}
+VALUES = {"a": 1, "b": 2, "c": 10, "d": 100, "e": 7}
+SUMS = VALUES | {"c": 13, "d": 113}
 
 
 def test_steps_run_one_by_one(tmp_path):
-    found = run_graph(toys(tmp_path, {"a": 1, "b": 2, "c": 10, "d": 100, "e": 7}), "0" * 32, 1)
+    found = run_graph(toys(tmp_path, VALUES), "0" * 32, 1)
     assert {folder: each.summary["sum"] for folder, each in found.items()} == SUMS
 
 
 def test_what_was_finished_beside_a_step_that_failed_is_kept_and_the_rest_follows(ray_local, tmp_path):
-    values = {"a": 1, "b": -2, "c": 10, "d": 100, "e": 7}
     with pytest.raises(UsageError, match="value -2 is below 0"):
-        run_graph(toys(tmp_path, values), "0" * 32, 3)
+        run_graph(toys(tmp_path, VALUES | {"b": -2}), "0" * 32, 3)
     assert not (tmp_path / "c").exists()
     before = (tmp_path / "a" / "summary.json").stat().st_mtime_ns
-    found = run_graph(toys(tmp_path, values | {"b": 2}), "0" * 32, 3)
+    found = run_graph(toys(tmp_path, VALUES), "0" * 32, 3)
     assert {folder: each.summary["sum"] for folder, each in found.items()} == SUMS
     assert (tmp_path / "a" / "summary.json").stat().st_mtime_ns == before
 
