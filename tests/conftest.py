@@ -51,14 +51,26 @@ def _empty_database(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _of_its_own(tmp_path_factory, _empty_database):
+    """What the fixtures of a file track goes into a database of theirs; MLflow writes the last one into the environment,
+    which is as before once the file is done."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", _copied(_empty_database, tmp_path_factory))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path_factory, monkeypatch, _empty_database):
+def _isolated(tmp_path_factory, monkeypatch, _empty_database, _of_its_own):
     """Each test has its own tracking database, and no setting of the machine's leaks in."""
-    database = shutil.copy(_empty_database, tmp_path_factory.mktemp("mlflow"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", _copied(_empty_database, tmp_path_factory))
     for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def _copied(database: Path, tmp_path_factory) -> str:
+    return f"sqlite:///{shutil.copy(database, tmp_path_factory.mktemp('mlflow'))}"
 
 
 @pytest.fixture(scope="session")

@@ -151,6 +151,7 @@ def test_nodes_come_and_go(world, clean, client):
     job.wait_for(lambda: "will be taken away: checkpoint now" in job.said(), "a notice")
     world.nodes.kill("b")
     job.wait_for(lambda: "rank 0 of 1, step " in job.said(), "one worker")
+    job.wait_for_step(job.step() + 1)  # what it did before a checkpoint of its own, two would do again
     world.nodes.add("c")
     summary = job.ends_well()
     assert summary["best_psnr_rgb"] == pytest.approx(clean.ends_well()["best_psnr_rgb"], abs=0.05)
