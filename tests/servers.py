@@ -27,7 +27,13 @@ class Server:
     def __init__(self, arguments: list[str], port: int, log: Path, environment: Mapping[str, str] | None = None):
         self._log = log
         self._command = [sys.executable, "-m", "mlflow", *arguments]
-        self._environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **(environment or {})}
+        # As deploy/compose.yaml has it: jobs are evaluations by language models, for which eight processes would wait.
+        self._environment = {
+            **os.environ,
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        }
+        self._environment |= environment or {}
         self._environment.pop("MLFLOW_TRACKING_URI", None)  # the tests' own
         self.uri = f"http://127.0.0.1:{port}"
         self._process: subprocess.Popen | None = None

@@ -6,11 +6,10 @@ import subprocess
 
 import mlflow
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_set
 from facelab import version
 from facelab.config import build, changes
-from facelab.data.manifest import read_manifest
-from facelab.data.prepare import PrepareConfig, prepare
+from facelab.data.faces import face_row
 from facelab.evaluation.config import EvaluateConfig
 from facelab.evaluation.run import EVALUATE
 from facelab.tracking.description import note, params_of, tags_of
@@ -116,8 +115,8 @@ def test_an_experiment_opens_as_a_table_of_runs(client, hr_folder, tmp_path):
 
 def test_a_run_has_its_data_sets_its_models_metrics_and_a_picture(client, hr_folder, tmp_path):
     """The digest of shards is their manifest's; of a folder, that of the rows that were read."""
-    prepare(build(PrepareConfig, input=str(hr_folder), output=str(tmp_path / "shards")))
-    manifest = read_manifest(str(tmp_path / "shards"))
+    rows = [face_row(file.name, file.read_bytes(), "drawn") for file in sorted(hr_folder.iterdir())]
+    manifest = write_set(str(tmp_path / "shards"), "faces", rows)
     runs = []
     for name, hr in (("of-folder", hr_folder), ("of-shards", tmp_path / "shards")):
         summary = TRAIN_SR.run(config_of(hr=str(hr), output=str(tmp_path / name)))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from facelab.data.shard_set import claimed
 from facelab.data.validate import VALIDATE
 from facelab.errors import StoreError, UsageError
 from facelab.synthesis.job import SynthesizeConfig, synthesize
-from nodes import cluster_of, processes_named
+from nodes import Nodes, cluster_of, processes_named
 
 
 def receipts_of(folder: Path) -> dict[str, int]:
@@ -204,11 +205,6 @@ def synthesis(folder: Path, lr: Path, degrader: str, tmp_path: Path, out: str) -
     return [sys.executable, "-m", "jobs.synthesize", *options]
 
 
-def start(command: list[str], env: dict[str, str] | None = None) -> subprocess.Popen:
-    """What it says is shown where the test fails."""
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | (env or {}))
-
-
 def wait_for_receipts(out: Path, count: int, job: subprocess.Popen) -> None:
     deadline = time.monotonic() + 120
     while len(receipts_of(out)) < count and time.monotonic() < deadline:
@@ -223,61 +219,82 @@ def assert_whole(out: Path, computed: dict[str, int], undisturbed: Path) -> None
     assert files_of(out) == files_of(undisturbed)
 
 
+class Site:
+    """A cluster of two nodes, on which a job is started again and again."""
+
+    def __init__(self, nodes: Nodes):
+        self.nodes = nodes
+
+    def start(self, command: list[str]) -> subprocess.Popen:
+        """What it says is shown where the test fails."""
+        path = os.pathsep.join(map(str, (ROOT / "platform", ROOT)))
+        there = {"RAY_ADDRESS": self.nodes.address, "PYTHONPATH": path}
+        return subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=os.environ | there)
+
+    def kill(self, actor: str, job: subprocess.Popen) -> None:
+        while not (actors := processes_named(actor, below=self.nodes.pid)):  # the one of before is begun anew
+            assert job.poll() is None, "it ended before it was killed"
+        os.kill(actors[0], signal.SIGKILL)
+
+    def kill_driver(self, job: subprocess.Popen) -> None:
+        """And wait until its actors have ended with it."""
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+        deadline = time.monotonic() + 60
+        while processes_named("MapWorker", below=self.nodes.pid):
+            assert time.monotonic() < deadline, "actors outlive their driver"
+            time.sleep(0.2)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory, lr_folder, degrader) -> Path:
-    """The pairs of 44 faces, of a run that was left alone; the faces are in `in` beside them."""
+def site() -> Iterator[Site]:
+    with cluster_of("a", "b") as nodes:
+        yield Site(nodes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(site, tmp_path_factory, lr_folder, degrader) -> Path:
+    """The pairs of 60 faces, of a run that was left alone; the faces are in `in` beside them."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    write_faces(folder / "in", 44)
-    subprocess.run(synthesis(folder / "in", lr_folder, degrader, folder, "out"), cwd=ROOT, check=True)
+    write_faces(folder / "in", 60)
+    assert site.start(synthesis(folder / "in", lr_folder, degrader, folder, "out")).wait(240) == 0
     return folder / "out"
 
 
 @pytest.mark.chaos
-def test_a_driver_killed_at_two_moments(tmp_path, lr_folder, degrader, undisturbed):
-    """kill -9 of the driver, at two moments of the writing of the shards, then the same command: every receipt
-    of before is as it was, and the set is that of an undisturbed run."""
+def test_a_driver_killed_at_two_moments_and_actors_at_three(site, tmp_path, lr_folder, degrader, undisturbed):
+    """kill -9 at five moments of the writing of the shards, of the driver, of who holds the model and of who writes: the
+    same command goes on, every receipt of before is as it was, and the set is that of an undisturbed run."""
     command, out = synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out"), tmp_path / "out"
-    computed: dict[str, int] = {}
-    for wanted in (4, 24):
-        job = start(command)
-        wait_for_receipts(out, wanted, job)
-        os.killpg(job.pid, signal.SIGKILL)
-        job.wait()
-        now = receipts_of(out)
-        assert {name: now[name] for name in computed} == computed
-        assert len(now) > len(computed)
-        computed = now
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert " of 44 images were committed before" in done.stdout
-    assert_whole(out, computed, undisturbed)
-
-
-@pytest.mark.chaos
-def test_actors_killed_at_three_moments(tmp_path, lr_folder, degrader, undisturbed):
-    """And one that writes: the job goes on, and ends in the set of an undisturbed run."""
-    out = tmp_path / "out"
-    job = start(synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out"))
-    computed: dict[str, int] = {}
-    for count, name in ((3, "_Making"), (16, "_Making"), (30, "_Committing")):
-        wait_for_receipts(out, count, job)
+    job = site.start(command)
+    wait_for_receipts(out, 4, job)
+    site.kill_driver(job)
+    computed = receipts_of(out)
+    job = site.start(command)
+    wait_for_receipts(out, len(computed) + 4, job)
+    site.kill("_Making", job)
+    wait_for_receipts(out, len(receipts_of(out)) + 4, job)
+    site.kill_driver(job)
+    now = receipts_of(out)
+    assert {name: now[name] for name in computed} == computed
+    assert len(now) > len(computed)
+    computed = now
+    job = site.start(command)
+    for actor in ("_Making", "_Committing"):
+        wait_for_receipts(out, len(receipts_of(out)) + 4, job)
         computed |= receipts_of(out)
-        while not (actors := processes_named(name, below=job.pid)):  # the one of before is begun anew
-            assert job.poll() is None, "it ended before it was killed"
-        os.kill(actors[0], signal.SIGKILL)
+        site.kill(actor, job)
     assert job.wait(240) == 0
     assert_whole(out, computed, undisturbed)
 
 
 @pytest.mark.chaos
-def test_a_node_killed(tmp_path, lr_folder, degrader, undisturbed):
+def test_a_node_killed(site, tmp_path, lr_folder, degrader, undisturbed):
     """Of two, one of which has the model's actors: the job goes on where a node takes its place."""
-    with cluster_of("a", "b") as nodes:
-        command = synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out")
-        path = os.pathsep.join(map(str, (ROOT / "platform", ROOT)))
-        job = start([*command, "--actors", "2"], {"RAY_ADDRESS": nodes.address, "PYTHONPATH": path})
-        wait_for_receipts(tmp_path / "out", 10, job)
-        computed = receipts_of(tmp_path / "out")
-        nodes.kill("a")
-        nodes.add("c")
-        assert job.wait(240) == 0
-        assert_whole(tmp_path / "out", computed, undisturbed)
+    job = site.start([*synthesis(undisturbed.parent / "in", lr_folder, degrader, tmp_path, "out"), "--actors", "2"])
+    wait_for_receipts(tmp_path / "out", 10, job)
+    computed = receipts_of(tmp_path / "out")
+    site.nodes.kill("a")
+    site.nodes.add("c")
+    assert job.wait(240) == 0
+    assert_whole(tmp_path / "out", computed, undisturbed)

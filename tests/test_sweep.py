@@ -486,15 +486,14 @@ def test_a_stopped_trial_is_ranked_among_those_that_said_something_by_then(tmp_p
 
 @pytest.mark.slow
 def test_trials_with_workers_of_their_own_do_not_wait_for_each_other(ray_local, tmp_path, hr_folder, lr_folder):
-    """Three Ray Train runs on two cores, under ASHA: drivers that hold a CPU, or workers that outlive their trial, would
-    keep the others waiting for ever."""
+    """Two Ray Train runs on two cores, under ASHA: drivers that hold a CPU would keep each other waiting for ever."""
     config = build(
         SweepConfig, preset="debug", hr=str(hr_folder), lr=str(lr_folder), output=str(tmp_path), search="grid",
-        space=("weights.beta=0.1,0.2,0.3",), max_steps=28, grace_steps=14, reduction=3,
+        space=("weights.beta=0.1,0.2",), max_steps=28, grace_steps=14, reduction=2,
     )  # fmt: skip
     summary = SWEEP.run(config)
-    assert (config.workers, summary["n_trials"], summary["n_failed"]) == (1, 3, 0)
-    assert (summary["n_done"] >= 1, summary["n_done"] + summary["n_stopped"]) == (True, 3)
+    assert (config.workers, summary["n_trials"], summary["n_failed"]) == (1, 2, 0)
+    assert (summary["n_done"] >= 1, summary["n_done"] + summary["n_stopped"]) == (True, 2)
     assert {run.data.metrics["world_size"] for run in runs_below(summary["mlflow_run_id"])} == {1}
 
 

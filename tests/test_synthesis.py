@@ -143,34 +143,44 @@ def test_classical_and_high_to_low_need_no_style_bank(hr_folder, tmp_path):
         assert torch.equal(whole[order], shuffled)
 
 
-@pytest.mark.slow
-def test_prior_styles_and_bicubic(ray_local, tmp_path, hr_folder, degrader):
-    synthesize(config(hr_folder, None, degrader, tmp_path / "prior", style_mode="prior", variants=1))
-    made = rows(tmp_path / "prior").values()
+def test_styles_of_the_prior(tmp_path, hr_folder, degrader):
+    """Each face has its own, of no real face."""
+    given = config(hr_folder, None, degrader, tmp_path, style_mode="prior", variants=1)
+    steps = Steps.of(given, load_degrader(given))
+    (unit,) = find(str(hr_folder), "faces").units(60)
+    made = list(steps.encode(steps.degrade(steps.read(unit))))
     assert {(row["style_mode"], row["style_bank"], *row["style_ids"]) for row in made} == {("prior", "")}
     assert len({row["lr"] for row in made}) == len(made) == 60
-    synthesize(config(hr_folder, None, "bicubic", tmp_path / "bicubic", variants=1))
-    pairs = load_pairs(str(tmp_path / "bicubic"))
+
+
+@pytest.fixture(scope="module")
+def bicubic_pairs(ray_local, hr_folder, tmp_path_factory) -> str:
+    out = str(tmp_path_factory.mktemp("bicubic"))
+    synthesize(config(hr_folder, None, "bicubic", out, variants=1))
+    return out
+
+
+def test_bicubic_pairs_are_the_faces_with_bicubic_lr(tmp_path, hr_folder, bicubic_pairs):
+    """Evaluated, too, but under a protocol of their own."""
+    pairs = load_pairs(bicubic_pairs)
     assert torch.equal(pairs.lr, resize(pairs.hr, 16))
-    # Evaluated, they are the faces with bicubic LR, under a protocol of their own.
     from_pairs, from_faces = (
-        evaluate(build(EvaluateConfig, model="bicubic", test=str(test), actors=0, output=str(tmp_path / "e")))
-        for test in (tmp_path / "bicubic", hr_folder)
+        evaluate(build(EvaluateConfig, model="bicubic", test=test, actors=0, output=str(tmp_path / "e")))
+        for test in (bicubic_pairs, str(hr_folder))
     )
     assert from_pairs["psnr_rgb"] == pytest.approx(from_faces["psnr_rgb"], abs=1e-9)
     assert from_pairs["data_hash"] == from_faces["data_hash"]
     assert from_pairs["protocol_psnr_rgb"] != from_faces["protocol_psnr_rgb"]
 
 
-def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, degrader):
+def test_wrong_inputs_are_refused(tmp_path, hr_folder, lr_folder, degrader, bicubic_pairs):
     with pytest.raises(UsageError, match="needs --lr"):
         synthesize(config(hr_folder, None, degrader, tmp_path / "none"))
     with pytest.raises(UsageError, match="trained for --hr-size 64"):
         synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "a", hr_size=32))
-    synthesize(config(hr_folder, None, "bicubic", tmp_path / "b"))
     with pytest.raises(UsageError, match="CPUs"):
-        synthesize(config(hr_folder, lr_folder, degrader, tmp_path / "b", actors=500, overwrite=True))
-    assert len(load_pairs(str(tmp_path / "b"))) == 120  # nothing was replaced
+        synthesize(config(hr_folder, lr_folder, degrader, bicubic_pairs, actors=500, overwrite=True))
+    assert len(load_pairs(bicubic_pairs)) == 60  # nothing was replaced
     with pytest.raises(UsageError, match="no trained model"):
         synthesize(config(hr_folder, lr_folder, str(hr_folder), tmp_path / "c"))
 
