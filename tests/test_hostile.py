@@ -181,6 +181,19 @@ def test_evaluate(tmp_path, corpus, capsys):
     assert snapshot(corpus.folder.parent) == corpus.before
 
 
+@pytest.mark.slow
+def test_demo(ray_local, tmp_path, corpus, capsys):
+    """The same by the job that is made of these."""
+    place = str(corpus.folder)
+    code, said, summary = run(DEMO, tmp_path / "demo", *(f"--{name}={place}" for name in ("hr", "lr", "test", "real")),
+                              "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db", capsys=capsys)  # fmt: skip
+    assert code == 0, said
+    assert (summary["n_test"], summary["n_real"]) == (corpus.count(ROW), corpus.count(ROW, LR_ONLY))
+    assert not [name for name in summary if "ceiling" in name or "gap_closed" in name]  # nobody knows the truth
+    assert "eiling" not in (tmp_path / "demo" / "report.html").read_text()
+    assert snapshot(corpus.folder.parent) == corpus.before
+
+
 @pytest.fixture(scope="module")
 def places(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("places")
