@@ -61,7 +61,7 @@ def _of_its_own(tmp_path_factory, _empty_database):
 
 
 @pytest.fixture(autouse=True)
-def _isolated(tmp_path_factory, monkeypatch, _empty_database, _of_its_own):
+def _isolated(tmp_path_factory, monkeypatch, _empty_database):
     """Each test has its own tracking database, and no setting of the machine's leaks in."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", _copied(_empty_database, tmp_path_factory))
     for name in ("RAY_ADDRESS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
