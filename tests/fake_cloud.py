@@ -15,6 +15,9 @@ from conftest import ROOT, free_port
 from nodes import processes_named
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
+from ray.exceptions import RpcError
+
+_PATIENCE_S = 120
 
 
 class Cloud(FakeMultiNodeProvider):
@@ -28,14 +31,22 @@ class Cloud(FakeMultiNodeProvider):
 class Autoscaled:
     """A cluster of the node types that a job needs at the moment."""
 
-    def __init__(self, address: str):
-        self.address = address
+    def __init__(self, address: str, head: subprocess.Popen, log: Path):
+        self.address, self.head, self.log = address, head, log
 
     def types(self) -> list[str]:
-        """Of the nodes that are there beside the head."""
+        """Of the nodes that are there beside the head. Where its machine is busy, the head may be slow to say."""
         from ray._raylet import GcsClient
 
-        nodes = GcsClient(address=self.address).get_all_node_info(timeout=30).values()
+        deadline = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                nodes = GcsClient(address=self.address).get_all_node_info(timeout=30).values()
+                break
+            except RpcError:
+                assert self.head.poll() is None, self.log.read_text()
+                if time.monotonic() > deadline:
+                    raise
         return sorted(node.node_type_name for node in nodes if node.state == 0 and not node.is_head_node)
 
 
@@ -66,6 +77,7 @@ def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Auto
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
         "RAY_enable_autoscaler_v2": "1",  # as `ray up` does
+        "RAY_health_check_timeout_ms": "60000",  # on a busy machine 10 s are soon over, and with its head a cluster ends
     }
     own |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "platform", ROOT)))}
     # `ray start` notes there which cluster is the newest on this machine, and the submitted jobs of others believe it.
@@ -76,12 +88,12 @@ def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Auto
         command.append(f"--temp-dir={own_folder}")
         process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True)
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + _PATIENCE_S
             while "Ray runtime started" not in (folder / "ray.log").read_text():
                 assert process.poll() is None, (folder / "ray.log").read_text()
                 assert time.monotonic() < deadline, (folder / "ray.log").read_text()
                 time.sleep(0.2)
-            yield Autoscaled(address)
+            yield Autoscaled(address, process, folder / "ray.log")
         finally:
             process.terminate()
             try:

@@ -80,7 +80,7 @@ def pytorch_fid(a: Path, b: Path, weights: Path, *options: str) -> float:
 @pytest.mark.slow
 def test_fid_equals_pytorch_fid(tmp_path, inception_weights):
     """The same number as its command line to 6 digits, on unequal numbers of finished images; also in 64 dimensions."""
-    place = folders(tmp_path, {"real": 6, "outputs": 6, "reference": 9})
+    place = folders(tmp_path, {"real": 3, "outputs": 3, "reference": 4})
     config = build(
         EvaluateConfig, preset="debug", model=str(place["outputs"]), real=str(place["real"]),
         reference=str(place["reference"]), features={"network": "inception", "layer": "pool3", "weights": str(inception_weights)},

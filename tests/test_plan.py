@@ -69,6 +69,6 @@ def test_bytes_are_those_that_synthesize_moves(ray_local, tmp_path, hr_folder, l
     assert not (tmp_path / "plan" / "sample").exists()
 
     made = tmp_path / "pairs"
-    synthesize(build(SynthesizeConfig, output=str(made), **options))
+    synthesize(build(SynthesizeConfig, output=str(made), actors=0, **options))
     written = sum(file.stat().st_size for file in [*made.glob("part-*"), *made.glob("receipts/*")])
     assert planned["bytes_written"] == pytest.approx(written, rel=0.05)

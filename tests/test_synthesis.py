@@ -41,7 +41,7 @@ def hr_shards(ray_local, hr_folder, tmp_path_factory) -> str:
 
 def config(hr, lr, degrader, out, **values) -> SynthesizeConfig:
     base = dict(hr=str(hr), lr=lr and str(lr), degrader=degrader, output=str(out), variants=2, rows_per_shard=16)
-    return build(SynthesizeConfig, **base | values)
+    return build(SynthesizeConfig, **base | {"actors": 0} | values)
 
 
 def rows(uri) -> dict[str, dict]:
@@ -49,9 +49,11 @@ def rows(uri) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_pairs_are_identical_for_one_and_three_actors(ray_local, tmp_path, hr_folder, hr_shards, lr_folder, degrader):
+def test_pairs_are_identical_in_this_process_and_by_three_actors(ray_local, tmp_path, hr_folder, hr_shards, lr_folder, degrader):
     """From a folder or from shards, however the faces are cut into them, and into batches; of one cut, the files are."""
+    threads = torch.get_num_threads()
     one = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "one"))
+    assert torch.get_num_threads() == threads
     three = config(hr_shards, lr_folder, degrader, tmp_path / "three", actors=3, cpus_per_actor=0.25)
     assert synthesize(three)["data_hash"] == one["data_hash"]
     assert files_of(tmp_path / "three") == files_of(tmp_path / "one")
@@ -154,7 +156,7 @@ def test_styles_of_the_prior(tmp_path, hr_folder, degrader):
 
 
 @pytest.fixture(scope="module")
-def bicubic_pairs(ray_local, hr_folder, tmp_path_factory) -> str:
+def bicubic_pairs(hr_folder, tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("bicubic"))
     synthesize(config(hr_folder, None, "bicubic", out, variants=1))
     return out
@@ -173,7 +175,7 @@ def test_bicubic_pairs_are_the_faces_with_bicubic_lr(tmp_path, hr_folder, bicubi
     assert from_pairs["protocol_psnr_rgb"] != from_faces["protocol_psnr_rgb"]
 
 
-def test_wrong_inputs_are_refused(tmp_path, hr_folder, lr_folder, degrader, bicubic_pairs):
+def test_wrong_inputs_are_refused(ray_local, tmp_path, hr_folder, lr_folder, degrader, bicubic_pairs):
     with pytest.raises(UsageError, match="needs --lr"):
         synthesize(config(hr_folder, None, degrader, tmp_path / "none"))
     with pytest.raises(UsageError, match="trained for --hr-size 64"):

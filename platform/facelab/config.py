@@ -180,8 +180,9 @@ class ActorConfig(JobConfig):
 
     OPERATIONAL = JobConfig.OPERATIONAL | {"actors", "max_actors", "cpus_per_actor", "gpus_per_actor"}
 
-    actors: int = Field(default=1, ge=1)
-    """Model actors working at the same time; the result does not depend on how many."""
+    actors: int = Field(default=1, ge=0)
+    """Model actors working at the same time; the result does not depend on how many. 0: the process itself works, on
+    one CPU and without Ray, which takes longer to start than a small set takes."""
     max_actors: int | None = Field(default=None, ge=1)
     """Up to so many while the work queues and the cluster has, or grows, room for them; default --actors."""
     cpus_per_actor: float = Field(default=0.5, gt=0)

@@ -24,10 +24,14 @@ Reader = Callable[[U], Any]
 """What is made of a unit before the model."""
 Encoder = Callable[[Any], Iterable[Row]]
 """What is made of what the model made; a row that cannot be used says why in `rejected`."""
+Receipt = dict[str, Any]
+"""Name of a unit that is committed, and how many of its rows were rejected."""
 
 HELPER_CPUS = 0.25
 """Of what reads or writes beside model actors: a whole CPU would never be free where they fill a small machine."""
 _HELPER_THREADS = 4
+_THREADS = 1
+"""Of a model: their number changes the last bits of sums, so it is the same on every actor and machine."""
 _UNITS_AHEAD = 4
 """For each model actor, between those who read and those who write: Ray alone would fill half of its object store."""
 _WAVE = 4096
@@ -46,15 +50,29 @@ def fill(target: ShardSet, units: Sequence[U], read: Callable[[U], Iterable[Row]
 
     uri, schema = target.uri, target.schema
 
-    def task(row: dict[str, Any]) -> dict[str, Any]:
+    def task(row: dict[str, Any]) -> Receipt:
         unit = _unit(row)
         return _receipt(uri, unit) or commit_rows(uri, schema, unit, read(unit))
 
     with ray_session():
-        _see_through(target, units, lambda wave: wave.map(task))
+        _see_through(target, units, lambda wave: _dataset(wave).map(task).iter_rows())
 
 
-def fill_with_model(
+def fill_here(target: ShardSet, units: Sequence[U], read: Reader[U], model: Model, encode: Encoder) -> None:
+    """The same by a model, in this process and without Ray."""
+
+    def commit(unit: U) -> Receipt:
+        return commit_rows(target.uri, target.schema, unit, encode(model(read(unit))))
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(_THREADS)
+    try:
+        _see_through(target, units, lambda wave: map(commit, wave))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def fill_with_actors(
     target: ShardSet,
     units: Sequence[U],
     read: Reader[U],
@@ -73,22 +91,26 @@ def fill_with_model(
     largest = max((unit.rows for unit in units), default=0) * row_bytes
     limits = ray.data.ExecutionResources.for_limits(object_store_memory=_UNITS_AHEAD * _most(pool) * largest)
 
-    def pipeline(wave: ray.data.Dataset) -> ray.data.Dataset:
-        wave.context.execution_options.resource_limits = limits
+    def work(wave: Sequence[U]) -> Iterable[Receipt]:
+        dataset = _dataset(wave)
+        dataset.context.execution_options.resource_limits = limits
         return (
-            wave.map(_Reading, fn_constructor_args=(target.uri, read), **helpers)  # pyrefly: ignore  (a class is fine)
+            dataset.map(_Reading, fn_constructor_args=(target.uri, read), **helpers)  # pyrefly: ignore  (a class is fine)
             .map(_Making, fn_constructor_args=(held, pool, target.uri), **_reserved(pool))  # pyrefly: ignore
             .map(_Committing, fn_constructor_args=(target.uri, target.schema, encode), **helpers)  # pyrefly: ignore
+            .iter_rows()
         )
 
     with ray_session():
         held = ray.put(model)
-        _see_through(target, units, pipeline)
+        _see_through(target, units, work)
 
 
-def _see_through(
-    target: ShardSet, units: Sequence[Unit], pipeline: Callable[[ray.data.Dataset], ray.data.Dataset]
-) -> None:
+def _see_through(target: ShardSet, units: Sequence[U], work: Callable[[Sequence[U]], Iterable[Receipt]]) -> None:
+    """
+    Args:
+        work: commits some units.
+    """
     done = target.done()
     left = [unit for unit in units if unit.name not in done]
     sizes = {unit.name: unit.rows for unit in left}
@@ -99,11 +121,11 @@ def _see_through(
     try:
         with tqdm(total=total, initial=before, unit="image", desc=target.kind, dynamic_ncols=True) as bar:
             for wave in chunks(left, _WAVE):
-                for row in pipeline(_dataset(wave)).iter_rows():
+                for receipt in work(wave):
                     target.owner.check()
-                    committed, rejected = committed + 1, rejected + row["rejected"]
+                    committed, rejected = committed + 1, rejected + receipt["rejected"]
                     bar.set_postfix(rejected=rejected, refresh=False)
-                    bar.update(sizes[row["unit"]])
+                    bar.update(sizes[receipt["unit"]])
     except (KeyboardInterrupt, SystemExit):
         print(
             f"\n{target.uri}: {committed} of {len(units)} units are committed; the same command goes on from there",
@@ -218,8 +240,7 @@ class _Holding:
     """A Ray actor around a model."""
 
     def __init__(self, shared: ray.ObjectRef, pool: ActorConfig):
-        # The number of threads changes the last bits of sums: the same on every actor and machine.
-        torch.set_num_threads(1)
+        torch.set_num_threads(_THREADS)
         gpu = pool.gpus_per_actor and torch.cuda.is_available()
         model: Model = ray.get(shared)  # read once, not by every actor
         self.model = model.to(torch.device("cuda" if gpu else "cpu"))
@@ -242,14 +263,14 @@ class _Making(_Holding):
         return given | {"made": pickle.dumps(self.model(pickle.loads(given["made"])))}
 
 
-def _receipt(uri: str, unit: Unit) -> dict[str, Any] | None:
+def _receipt(uri: str, unit: Unit) -> Receipt | None:
     """What `commit_rows` gave for a unit that comes again."""
     if not shards.is_committed(uri, unit.name):
         return None
     return {"unit": unit.name, "rejected": len(shards.read_receipt(uri, unit.name).rejected)}
 
 
-def commit_rows(uri: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> dict[str, Any]:
+def commit_rows(uri: str, schema: pa.Schema, unit: Unit, rows: Iterable[Row]) -> Receipt:
     """Rejected rows stay with the unit; the driver hears nothing but its name and how many they are."""
     usable: list[Row] = []
     rejected: list[dict[str, str]] = []

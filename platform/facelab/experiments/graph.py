@@ -9,8 +9,7 @@ import ray
 
 from facelab import storage
 from facelab.cluster import cluster_environment, driver_resources
-from facelab.config import places
-from facelab.evaluation.config import EvaluateConfig
+from facelab.config import ActorConfig, places
 from facelab.evaluation.degradation import EvaluateLRConfig
 from facelab.experiments.steps import Done, Step, run_step
 from facelab.training.config import TrainConfig
@@ -78,7 +77,7 @@ def _task(step: Step) -> Any:
     options: dict[str, Any] = {"num_cpus": 0, "resources": driver_resources()}
     if isinstance(config, TrainConfig) and not config.workers:
         options = {"num_cpus": config.compute.cpus_per_worker, "num_gpus": float(bool(config.compute.gpu))}
-    elif isinstance(config, EvaluateLRConfig) or (isinstance(config, EvaluateConfig) and not config.actors):
+    elif isinstance(config, EvaluateLRConfig) or (isinstance(config, ActorConfig) and not config.actors):
         options = {"num_cpus": 1}
     if environment := cluster_environment():
         options["runtime_env"] = {"env_vars": environment}

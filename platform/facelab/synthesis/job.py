@@ -18,7 +18,7 @@ from facelab.data.manifest import Manifest
 from facelab.data.shard_set import SET_FILES, ShardSet, claimed, refuse_other
 from facelab.data.source import Row, Source, Unit, find, kind_of, manifest_of, scan_images
 from facelab.data.units import image_units, shard_units
-from facelab.data.work import fill_with_model, require_actors
+from facelab.data.work import fill_here, fill_with_actors, require_actors
 from facelab.errors import UsageError
 from facelab.job import Job
 from facelab.synthesis.classical import Classical
@@ -69,7 +69,7 @@ class SynthesizeConfig(PairsConfig, ActorConfig):
     """Degrade sharp faces realistically: write pair shards (hr, lr, provenance)."""
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "debug": {"rows_per_shard": 16},
+        "debug": {"rows_per_shard": 16, "actors": 0},
         "demo": {"rows_per_shard": 128, "actors": 2},
         "paper": {},
     }
@@ -109,8 +109,9 @@ def synthesize(config: SynthesizeConfig, run: "JobRun | None" = None) -> dict[st
         run.takes("lr", config.lr, styles.hash, styles.rows)
     degrader = load_degrader(config, run)
     what = {"hr_hash": source.hash if source else "", "model": degrader.name, "style_bank": degrader.style_bank}
-    with ray_session():
-        require_actors(config, "a reader", "a writer")
+    with ray_session() if config.actors else nullcontext():
+        if config.actors:
+            require_actors(config, "a reader", "a writer")
         settings = config.settings() | what
         places = {name: settings.pop(name) for name in config.places()}
         with claimed(config.output, "pairs", settings, places, overwrite=config.overwrite) as target:
@@ -125,7 +126,10 @@ def _fill(config: SynthesizeConfig, target: ShardSet, source: Source | None, deg
     else:
         units = shard_units(target, source, config.rows_per_shard)
     steps = Steps.of(config, degrader)
-    fill_with_model(target, units, steps.read, steps.degrade, steps.encode, config, row_bytes(config))
+    if config.actors:
+        fill_with_actors(target, units, steps.read, steps.degrade, steps.encode, config, row_bytes(config))
+    else:
+        fill_here(target, units, steps.read, steps.degrade, steps.encode)
     totals = target.totals([unit.name for unit in units])
     faces, wanted = totals.rows // config.variants + totals.rejected, sum(unit.rows for unit in units)
     shards.require_rows(config.hr, "faces", faces, wanted)
@@ -201,9 +205,9 @@ def _style_bank(config: PairsConfig, model: store.TrainedModel) -> StyleBank:
 
 
 def synthesize_plan(config: SynthesizeConfig) -> str:
+    who = f"by {config.actors} actors" if config.actors else "in this process"
     return (
-        f"degrade the faces of {config.hr} with {config.degrader}, {config.variants} LR each, by "
-        f"{config.actors} actors; "
+        f"degrade the faces of {config.hr} with {config.degrader}, {config.variants} LR each, {who}; "
         f"write pair shards to {config.output}"
     )
 

@@ -22,7 +22,7 @@ from facelab.data.shard_set import claimed
 from facelab.data.shards import PAIR_SCHEMA, read_receipt, receipt_uri
 from facelab.data.source import Unit, find, kind_of, scan_images
 from facelab.data.tables import chunks
-from facelab.data.work import HELPER_CPUS, commit_rows, each, fill_with_model
+from facelab.data.work import HELPER_CPUS, commit_rows, each, fill_with_actors
 from facelab.errors import UsageError
 from facelab.job import Job
 from facelab.synthesis.job import PairsConfig, Steps, SynthesizeConfig, load_degrader, row_bytes
@@ -255,7 +255,7 @@ def _first_faces(config: PlanConfig, steps: Steps, sample: list[Unit], scratch: 
         return decode(islice(read_faces(unit), 1))
 
     with claimed(scratch, "pairs", {}, {}) as target:
-        fill_with_model(target, sample[: pool.actors], read, steps.degrade, steps.encode, pool, row_bytes(config))
+        fill_with_actors(target, sample[: pool.actors], read, steps.degrade, steps.encode, pool, row_bytes(config))
 
 
 def _measure(unit: Unit, steps: Steps, scratch: str, count: int, gpu: bool) -> dict[str, Any]:
