@@ -258,7 +258,9 @@ def undisturbed(tmp_path_factory, lr_folder, degrader) -> Path:
     """The pairs of 60 faces, made by one process that is left alone; the faces are in `in` beside them."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_faces(folder / "in", 60)
-    subprocess.run([*synthesis(folder / "in", lr_folder, degrader, folder, "out"), "--actors", "0"], cwd=ROOT, check=True)
+    subprocess.run(
+        [*synthesis(folder / "in", lr_folder, degrader, folder, "out"), "--actors", "0"], cwd=ROOT, check=True
+    )
     return folder / "out"
 
 

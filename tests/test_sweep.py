@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import mlflow
 import pytest
-from conftest import ROOT, write_faces
+import torch
+from conftest import ROOT, Notes, write_faces
 from facelab.cluster import on_cluster, places_for
 from facelab.config import build
 from facelab.errors import UsageError
@@ -27,7 +28,9 @@ from facelab.experiments.trials import ENDED, State, Trial, TrialTable
 from facelab.experiments.tuning import Rules, _Judge, _Watch
 from facelab.experiments.verdict import effects, ranking
 from facelab.reports.terminal import duration
+from facelab.training.launch import run_training
 from facelab.training.update import NonFiniteLoss
+from safetensors.torch import load_file
 
 
 def client() -> mlflow.MlflowClient:
@@ -372,7 +375,8 @@ def test_a_sweep_of_super_resolution_ends_with_its_best_tested_and_called_champi
 
 @pytest.mark.slow
 def test_a_budget_interrupts_a_search_that_learns_and_a_larger_one_goes_on(ray_local, tmp_path, hr_folder, lr_folder):
-    """TPE, which thinks of trials one by one; some are stopped early."""
+    """TPE, which thinks of trials one by one; some are stopped early. The last one trained as it would have alone, though
+    in a process in which others had trained before."""
     values = {
         "preset": "debug", "hr": str(hr_folder), "lr": str(lr_folder), "output": str(tmp_path), "search": "tpe",
         "points": 4, "max_steps": 28, "grace_steps": 14, "reduction": 4, "workers": 0,
@@ -392,6 +396,15 @@ def test_a_budget_interrupts_a_search_that_learns_and_a_larger_one_goes_on(ray_l
     assert {ended[trial.name].info.status for trial in table.of(State.STOPPED)} == {"KILLED"}
     assert all(ended[trial.name].data.tags["reason"] == trial.reason for trial in table.of(State.STOPPED))
     assert all(ended[t.name].data.metrics["val/fd"] == pytest.approx(t.curve[-1][1]) for t in table.of(State.STOPPED))
+    last = table.of(State.DONE)[-1]
+    alone = TrialSteps(build(SweepConfig, **values), "", "", False).training(last.point, last.seed, "alone")
+    torch.set_num_threads(1)  # as Ray has it for a CPU
+    run_training(alone, Notes)
+    weights, wanted = (
+        load_file(tmp_path / place / "model/model.safetensors") for place in (f"trials/{last.name}", "alone")
+    )
+    assert weights.keys() == wanted.keys()
+    assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
 
 
 class Faulty(TrialSteps):

@@ -49,7 +49,9 @@ def rows(uri) -> dict[str, dict]:
 
 
 @pytest.mark.slow
-def test_pairs_are_identical_in_this_process_and_by_three_actors(ray_local, tmp_path, hr_folder, hr_shards, lr_folder, degrader):
+def test_pairs_are_identical_in_this_process_and_by_three_actors(
+    ray_local, tmp_path, hr_folder, hr_shards, lr_folder, degrader
+):
     """From a folder or from shards, however the faces are cut into them, and into batches; of one cut, the files are."""
     threads = torch.get_num_threads()
     one = synthesize(config(hr_shards, lr_folder, degrader, tmp_path / "one"))

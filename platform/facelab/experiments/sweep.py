@@ -146,6 +146,7 @@ def _run(config: SweepConfig, steps: TrialSteps, planned: Planned) -> None:
         max_failures=training.compute.max_failures,
         until=None if config.hours is None else time.monotonic() + 3600 * config.hours,
         budget_steps=config.budget_steps,
+        reuses_processes=config.workers == 0,
     )
     at_once = rules.concurrency or max(places_for(dict(rules.reserved)), 1)
     board = Board(table, metric, mode, planned.expected, at_once)

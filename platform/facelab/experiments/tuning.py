@@ -1,4 +1,4 @@
-"""Trials of a table on Ray Tune: each in a process of its own, so many at a time, some stopped early."""
+"""Trials of a table on Ray Tune: each alone in its process, so many at a time, some stopped early."""
 
 import logging
 import os
@@ -46,6 +46,9 @@ class Rules:
     """time.monotonic at which all trials are interrupted."""
     budget_steps: int | None = None
     """Steps of all trials together, after which they are."""
+    reuses_processes: bool = False
+    """A trial takes over the process of one that ended, where torch is loaded. Not with Ray Train workers: Ray frees
+    those of a trial that was stopped only once the process that asked for them is gone."""
 
     def is_over(self, table: TrialTable) -> bool:
         """Whether the limits are reached."""
@@ -86,6 +89,7 @@ def run_trials(
             scheduler=_Judge(table, rules),
             num_samples=-1,
             max_concurrent_trials=rules.concurrency,
+            reuse_actors=rules.reuses_processes,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

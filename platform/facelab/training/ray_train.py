@@ -140,7 +140,7 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
     reached, stalled, since = -1, 0, time.monotonic()
     while True:
         try:
-            with _start_timeout(config):
+            with _settings(config):
                 result = _trainer(config, make_logger, callbacks, use_gpu).fit()
             break
         except (TrainingFailedError, RayActorError) as failure:
@@ -170,17 +170,20 @@ def _fit(config: TrainConfig, make_logger: LoggerFactory, callbacks: list[Any], 
 
 
 @contextmanager
-def _start_timeout(config: TrainConfig) -> Iterator[None]:
-    """Ray takes it from the environment alone; a later training of this process has one of its own."""
-    name = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-    if name in os.environ:  # the user's
-        yield
-        return
-    os.environ[name] = str(_ELASTIC_START_TIMEOUT_S if _is_elastic(config) else _WORKER_START_TIMEOUT_S)
+def _settings(config: TrainConfig) -> Iterator[None]:
+    """What Ray takes from the environment alone; a later training of this process has its own, and the user comes
+    first."""
+    timeout = _ELASTIC_START_TIMEOUT_S if _is_elastic(config) else _WORKER_START_TIMEOUT_S
+    wanted = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(timeout)}
+    if not on_cluster():  # nobody takes this machine away
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    ours = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ |= ours
     try:
         yield
     finally:
-        del os.environ[name]
+        for name in ours:
+            del os.environ[name]
 
 
 def _would_come_again(error: Exception) -> bool:
