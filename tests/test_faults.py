@@ -168,7 +168,7 @@ from facelab.data.prepare import PREPARE
 from facelab.synthesis.job import SYNTHESIZE
 faces = ["--input", "s3://bucket/in", "--output", "s3://bucket/faces", "--rows-per-shard", "4"]
 pairs = ["--hr", "s3://bucket/faces", "--degrader", "classical", "--variants", "2", "--hr-size", "64"]
-pairs += ["--rows-per-shard", "4", "--output", "s3://bucket/pairs"]
+pairs += ["--rows-per-shard", "4", "--output", "s3://bucket/pairs", *sys.argv[1:]]
 with ray_session():
     for job, options in ((PREPARE, faces), (SYNTHESIZE, pairs)):
         if code := job.main(options):
@@ -176,10 +176,10 @@ with ray_session():
 """
 
 
-def run_jobs(env: dict[str, str], expect: int = 0) -> str:
-    """prepare, then synthesize, from S3 to S3; returns what they said."""
+def run_jobs(env: dict[str, str], *options: str, expect: int = 0) -> str:
+    """prepare, then synthesize with these options, from S3 to S3; returns what they said."""
     path = os.pathsep.join(map(str, (ROOT / "platform", ROOT)))
-    command, environment = [sys.executable, "-c", JOBS], os.environ | env | {"PYTHONPATH": path}
+    command, environment = [sys.executable, "-c", JOBS, *options], os.environ | env | {"PYTHONPATH": path}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -199,7 +199,7 @@ def whole(tmp_path_factory) -> Path:
     (folder / "copy.png").write_bytes((folder / "0003.png").read_bytes())
     (folder / "bad.png").write_bytes(b"no image")
     with s3_server(store) as env:
-        run_jobs(env)
+        run_jobs(env, "--actors", "0")
     return store / "bucket"
 
 
