@@ -89,6 +89,7 @@ def test_wrong_input_is_exit_2_and_one_line(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_wrong_input_found_by_a_ray_task_is_exit_2_and_one_line(ray_local, tmp_path, hr_folder, capsys):
     prepare(build(PrepareConfig, input=str(hr_folder), output=str(tmp_path / "hr")))
     shard = next((tmp_path / "hr").glob("part-*.parquet"))
