@@ -12,9 +12,22 @@ from types import MappingProxyType
 from conftest import ROOT, free_port
 
 _SCRIPT = """
-import subprocess, sys
+import subprocess, sys, time
+from ray._private import services
 from ray.cluster_utils import Cluster
 
+def patiently(*node):
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            return get_node(*node)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+
+# Ray gives a node 30 s to start, which a busy machine may need longer than.
+get_node, services.get_node = services.get_node, patiently
 # With the dashboard, as a real one: Ray Train asks its State API.
 # Ports of its own, as other clusters run here: an agent that finds its usual one taken takes no jobs.
 head = {"num_cpus": int(sys.argv[3]), "resources": {"head": 1}, "include_dashboard": True, "dashboard_host": "127.0.0.1",

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 import tyro
 import yaml
 from conftest import FACES, ROOT, save_degrader, trained_degrader, write_faces, write_set
+from facelab.cluster import ray_session
 from facelab.config import JobConfig, Uri, build, parse
 from facelab.data.faces import face_row
 from facelab.data.prepare import PrepareConfig, prepare
@@ -107,6 +109,26 @@ def test_failure_is_exit_1(tmp_path, capsys):
 
     assert dataclasses.replace(DEMO, work=fail).main(["--output", str(tmp_path)]) == 1
     assert "jobs.demo failed: disk on fire" in capsys.readouterr().err
+
+
+def test_a_ray_that_is_slow_to_start_is_started_once_more(monkeypatch, capsys):
+    said = "The current node timed out during startup."
+    errors = [Exception(said), None, Exception("no room"), Exception(said), Exception(said)]
+
+    def init(**_):
+        if (error := errors.pop(0)) is not None:
+            raise error
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with ray_session():
+        assert len(errors) == 3
+    assert "did not start in 30 s; once more" in capsys.readouterr().err
+    for text in ("no room", said):
+        with pytest.raises(Exception, match=text), ray_session():
+            pass
+    assert not errors
 
 
 def test_unreachable_tracker_is_exit_2(tmp_path, capsys, monkeypatch):

@@ -19,6 +19,9 @@ _WORKING_FOLDER = os.getcwd()
 _DRIVER = 0.01
 """Of the head: a hundred of them at a time."""
 
+_TOO_SLOW = "timed out during startup"
+"""In what Ray raises when its own processes take longer than 30 s."""
+
 _QUIET = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,  # that progress bars are off
@@ -121,26 +124,37 @@ def _connection(dashboard: bool) -> Iterator[None]:
     if address:
         ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
     else:
-        port = _free_port()
-        if dashboard:
-            # For Ray Train's watcher: it would ask whatever Ray is the newest on this machine whether the training is
-            # alive, and where that knows nothing of it, take its workers away.
-            os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
-        # At least 2 CPUs by count, so that a worker and its data do not wait for each other on a small machine.
-        ray.init(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, 2),
-            include_dashboard=dashboard,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
-            logging_level=logging.WARNING,
-        )
+        try:
+            _start(dashboard)
+        except Exception as error:  # Ray has no class for it
+            if _TOO_SLOW not in str(error):
+                raise
+            print("this machine is busy: Ray did not start in 30 s; once more", file=sys.stderr)
+            _start(dashboard)
     try:
         yield
     finally:
         ray.shutdown()
         if not address:
             os.environ.pop("RAY_API_SERVER_ADDRESS", None)
+
+
+def _start(dashboard: bool) -> None:
+    """A local Ray; what is left of one that did not start ends with this process."""
+    port = _free_port()
+    if dashboard:
+        # For Ray Train's watcher: it would ask whatever Ray is the newest on this machine whether the training is
+        # alive, and where that knows nothing of it, take its workers away.
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    # At least 2 CPUs by count, so that a worker and its data do not wait for each other on a small machine.
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, 2),
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        dashboard_port=port,
+        logging_level=logging.WARNING,
+    )
 
 
 def _free_port() -> int:
