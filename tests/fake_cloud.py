@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 
 from conftest import ROOT, free_port
 from nodes import processes_named
+from patience import be_patient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 from ray.exceptions import RpcError
@@ -25,6 +26,7 @@ class Cloud(FakeMultiNodeProvider):
 
     def __init__(self, provider_config, cluster_name):
         super().__init__(provider_config, cluster_name)
+        be_patient()
         self._nodes[self._head_node_id]["tags"][TAG_RAY_USER_NODE_TYPE] = provider_config["head_type"]
 
 
@@ -53,7 +55,7 @@ class Autoscaled:
 @contextmanager
 def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Autoscaled]:
     """Ray's AutoscalingCluster is not taken: it ends every Ray of the machine, and its example.yaml is in no wheel."""
-    port = free_port()
+    port, dashboard = free_port(), free_port()
     address = f"127.0.0.1:{port}"
     provider = {"type": "external", "module": "fake_cloud.Cloud", "gcs_address": address, "head_type": head}
     provider |= {"use_node_id_as_ip": True, "disable_node_updaters": True, "disable_launch_config_check": True}
@@ -68,7 +70,7 @@ def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Auto
     (folder / "autoscaling.yaml").write_text(json.dumps(config))
     resources = dict(types[head]["resources"])
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}"]
-    command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={free_port()}", "--dashboard-agent-listen-port=0"]
+    command += ["--node-ip-address=127.0.0.1", f"--dashboard-port={dashboard}", "--dashboard-agent-listen-port=0"]
     command += [f"--num-cpus={resources.pop('CPU')}", f"--resources={json.dumps(resources)}", "--num-gpus=0"]
     command += [f"--autoscaling-config={folder / 'autoscaling.yaml'}", "--disable-usage-stats"]
     own = {
@@ -76,6 +78,8 @@ def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Auto
         "RAY_FAKE_CLUSTER": "1",
         "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        # There are others on this machine, which know nothing of the training: Ray Train's watcher would ask the newest.
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
         "RAY_enable_autoscaler_v2": "1",  # as `ray up` does
         "RAY_health_check_timeout_ms": "60000",  # on a busy machine 10 s are soon over, and with its head a cluster ends
     }

@@ -12,22 +12,11 @@ from types import MappingProxyType
 from conftest import ROOT, free_port
 
 _SCRIPT = """
-import subprocess, sys, time
-from ray._private import services
+import subprocess, sys
+from patience import be_patient
 from ray.cluster_utils import Cluster
 
-def patiently(*node):
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return get_node(*node)
-        except RuntimeError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-
-# Ray gives a node 30 s to start, which a busy machine may need longer than.
-get_node, services.get_node = services.get_node, patiently
+be_patient()
 # With the dashboard, as a real one: Ray Train asks its State API.
 # Ports of its own, as other clusters run here: an agent that finds its usual one taken takes no jobs.
 head = {"num_cpus": int(sys.argv[3]), "resources": {"head": 1}, "include_dashboard": True, "dashboard_host": "127.0.0.1",
@@ -92,7 +81,7 @@ class Nodes:
 def cluster_of(*names: str, head_cpus: int = 0, env: Mapping[str, str] = MappingProxyType({})) -> Iterator[Nodes]:
     """A head and nodes of these names; `env` is in the environment of all of them."""
     ray, port = str(Path(sys.executable).with_name("ray")), free_port()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "platform", ROOT)))}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "tests", ROOT / "platform", ROOT)))}
     environment["PATH"] = f"{Path(ray).parent}{os.pathsep}{environment['PATH']}"  # a job's `python`, as on a real node
     environment |= env | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}  # there are others on this machine
     process = subprocess.Popen(
