@@ -13,12 +13,10 @@ from tempfile import TemporaryDirectory
 
 from conftest import ROOT, free_port
 from nodes import processes_named
-from patience import be_patient
+from patience import PATIENCE_S, be_patient
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 from ray.autoscaler.tags import TAG_RAY_USER_NODE_TYPE
 from ray.exceptions import RpcError
-
-_PATIENCE_S = 120
 
 
 class Cloud(FakeMultiNodeProvider):
@@ -40,7 +38,7 @@ class Autoscaled:
         """Of the nodes that are there beside the head. Where its machine is busy, the head may be slow to say."""
         from ray._raylet import GcsClient
 
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 nodes = GcsClient(address=self.address).get_all_node_info(timeout=30).values()
@@ -92,7 +90,7 @@ def autoscaled(folder: Path, types: dict[str, dict], head: str) -> Iterator[Auto
         command.append(f"--temp-dir={own_folder}")
         process = subprocess.Popen(command, env=os.environ | own, stdout=log, stderr=log, start_new_session=True)
         try:
-            deadline = time.monotonic() + _PATIENCE_S
+            deadline = time.monotonic() + PATIENCE_S
             while "Ray runtime started" not in (folder / "ray.log").read_text():
                 assert process.poll() is None, (folder / "ray.log").read_text()
                 assert time.monotonic() < deadline, (folder / "ray.log").read_text()

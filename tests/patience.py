@@ -4,7 +4,7 @@ import time
 
 from ray._private import services
 
-_PATIENCE_S = 120
+PATIENCE_S = 120
 
 
 def be_patient() -> None:
@@ -12,7 +12,7 @@ def be_patient() -> None:
     once = services.get_node
 
     def get_node(*node):
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return once(*node)

@@ -30,7 +30,7 @@ Receipt = dict[str, Any]
 HELPER_CPUS = 0.25
 """Of what reads or writes beside model actors: a whole CPU would never be free where they fill a small machine."""
 _HELPER_THREADS = 4
-_THREADS = 1
+MODEL_THREADS = 1
 """Of a model: their number changes the last bits of sums, so it is the same on every actor and machine."""
 _UNITS_AHEAD = 4
 """For each model actor, between those who read and those who write: Ray alone would fill half of its object store."""
@@ -65,7 +65,7 @@ def fill_here(target: ShardSet, units: Sequence[U], read: Reader[U], model: Mode
         return commit_rows(target.uri, target.schema, unit, encode(model(read(unit))))
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(_THREADS)
+    torch.set_num_threads(MODEL_THREADS)
     try:
         _see_through(target, units, lambda wave: map(commit, wave))
     finally:
@@ -240,7 +240,7 @@ class _Holding:
     """A Ray actor around a model."""
 
     def __init__(self, shared: ray.ObjectRef, pool: ActorConfig):
-        torch.set_num_threads(_THREADS)
+        torch.set_num_threads(MODEL_THREADS)
         gpu = pool.gpus_per_actor and torch.cuda.is_available()
         model: Model = ray.get(shared)  # read once, not by every actor
         self.model = model.to(torch.device("cuda" if gpu else "cpu"))

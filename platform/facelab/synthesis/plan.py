@@ -22,7 +22,7 @@ from facelab.data.shard_set import claimed
 from facelab.data.shards import PAIR_SCHEMA, read_receipt, receipt_uri
 from facelab.data.source import Unit, find, kind_of, scan_images
 from facelab.data.tables import chunks
-from facelab.data.work import HELPER_CPUS, commit_rows, each, fill_with_actors
+from facelab.data.work import HELPER_CPUS, MODEL_THREADS, commit_rows, each, fill_with_actors
 from facelab.errors import UsageError
 from facelab.job import Job
 from facelab.synthesis.job import PairsConfig, Steps, SynthesizeConfig, load_degrader, row_bytes
@@ -261,7 +261,7 @@ def _first_faces(config: PlanConfig, steps: Steps, sample: list[Unit], scratch: 
 def _measure(unit: Unit, steps: Steps, scratch: str, count: int, gpu: bool) -> dict[str, Any]:
     """CPU seconds of each stage for one face of a unit, of which `count` are worked on; on a GPU, seconds by the clock
     are the network's."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(MODEL_THREADS)
     degrade = steps.degrade.to(torch.device("cuda" if gpu else "cpu"))
     rows = list(read_faces(unit))[:count]
     one, many = (Unit(unit.source, unit.kind, name=f"{k}{unit.name[1:]}") for k in (1, 2))
